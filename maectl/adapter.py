@@ -1,0 +1,237 @@
+"""The contract between maectl and an image format.
+
+An adapter finds images (`scan`), decodes windows of them (`read`) and writes images back (`write`); all
+else (statistics, crops, resizing, normalising, training) is the core's and exists once. An adapter is a
+frozen pydantic model whose fields are the options a recipe may set under ``data.options``, and it is
+registered through the entry-point group ``maectl.adapters``. It imports this module and `maectl.errors`
+only. ``tests/test_adapter_contract.py`` runs over every installed adapter.
+
+Shapes: C channels; S the spatial shape, (H, W) for images and (D, H, W) for volumes.
+"""
+
+import fnmatch
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from maectl.errors import DataError
+
+__all__ = ["Adapter", "Channels", "Files", "Formats", "Pixels", "Reject", "Source", "Values", "Window"]
+
+Window = tuple[slice, ...]
+"""One slice a spatial axis, with integer start and stop and no step, in pixels of the source's grid."""
+
+Values = npt.NDArray[Any]
+"""``[C, *S]`` uint8, int16, uint16 or float32, in the domain's unit (0..255, HU, reflectance)."""
+
+Channels = str | int | tuple[str, ...]
+"""``"auto"``, a count, or channel names."""
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One image or one volume, always native: what a header says, without its pixels.
+
+    paths     every member file, relative to ``folder``
+    shape     [C, *S], as `Adapter.read` returns it for the whole source
+    dtype     "uint8", "int16", "uint16" or "float32"
+    unit      what one step of the values means: "0..255", "0..65535", "HU", "reflectance", ...
+    axes      a name each spatial axis, e.g. ("row", "column")
+    channels  a name each channel, e.g. ("red", "green", "blue")
+    spacing   mm or m a pixel along each spatial axis, or None where unknown
+    key       whatever the adapter needs to find the pixels again; opaque to the core
+    group     what must not straddle a split (patient, scene); opaque, kept in memory only.
+              "" means the source is a group of its own
+    folder    the folder that ``paths`` are relative to
+    """
+
+    paths: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    unit: str
+    axes: tuple[str, ...]
+    channels: tuple[str, ...]
+    spacing: tuple[float, ...] | None = None
+    key: str = ""
+    group: str = ""
+    folder: str = ""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The member files as paths that can be opened."""
+        return tuple(os.path.join(self.folder, path) for path in self.paths)
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Files that look like an image of the adapter's formats and cannot be one; paths as in `Source`."""
+
+    paths: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """Decoded pixels: ``values`` [C, *S] and ``valid`` bool [*S], or None where every pixel is valid.
+
+    A pixel is valid when every channel is finite and inside the image's own mask (nodata, alpha, padding).
+    """
+
+    values: Values
+    valid: npt.NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """The files an adapter is for: by suffix (lower case, with the dot) or by magic bytes (offset, bytes)."""
+
+    suffixes: tuple[str, ...]
+    magic: tuple[tuple[int, bytes], ...] = ()
+
+    def match(self, path: str, head: bytes) -> bool:
+        """Whether a file of this name, beginning with ``head`` (256 bytes suffice), is of these formats."""
+        named = path.lower().endswith(self.suffixes) if self.suffixes else False
+        return named or any(head[at : at + len(mark)] == mark for at, mark in self.magic)
+
+
+class Files:
+    """The files under a folder (or one single file), in a stable order, as paths relative to ``folder``.
+
+    Hidden files, hidden folders and maectl's own run folders are passed over. ``include`` and ``exclude``
+    are globs on the relative path (``*`` also crosses ``/``). ``only`` restricts to the paths given.
+    Iterate over it, or `map` a header reader over it: the core passes a subclass whose `map` runs on all
+    cores, reports progress and can be interrupted.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        only: Sequence[str] | None = None,
+    ) -> None:
+        path = Path(path)
+        if not path.exists():
+            raise DataError(f"{path} does not exist: check the path")
+        single = not path.is_dir()
+        self.folder = str(path.parent if single else path)
+        self.include, self.exclude = tuple(include), tuple(exclude)
+        self.only = (path.name,) if single else tuple(only) if only is not None else None
+        self.seen = 0  # files offered so far; complete once iterated
+
+    def __iter__(self) -> Iterator[str]:
+        self.seen = 0
+        for path in self.only if self.only is not None else self._walk(""):
+            if self.include and not any(fnmatch.fnmatch(path, glob) for glob in self.include):
+                continue
+            if any(fnmatch.fnmatch(path, glob) for glob in self.exclude):
+                continue
+            self.seen += 1
+            yield path
+
+    def map(self, header: Callable[[str, str], Found]) -> Iterable[Found]:
+        """``header(folder, path)`` of every file, in order; ``header`` must be picklable."""
+        return (header(self.folder, path) for path in self)
+
+    def _walk(self, below: str) -> Iterator[str]:
+        where = os.path.join(self.folder, below)
+        try:
+            with os.scandir(where) as entries:
+                here = sorted((e.name, e.is_dir()) for e in entries if e.name[0] != "." and not _loops(e))
+        except PermissionError as error:
+            raise DataError(f"{where} cannot be read ({error.strerror}): check its permissions") from error
+        names = {name for name, _ in here}
+        if below and {"run.json", "recipe.yaml", "index.arrow"} <= names:
+            return  # one of our own run folders: its samples are not the user's images
+        for name, folder in here:
+            path = f"{below}{name}"
+            if folder:
+                yield from self._walk(f"{path}/")
+            else:
+                yield path
+
+
+def _loops(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a link to a folder that holds it (following it would never end) or a pipe, say."""
+    if entry.is_symlink() and entry.is_dir():
+        return os.path.realpath(os.path.dirname(entry.path)).startswith(os.path.realpath(entry.path))
+    return not (entry.is_dir() or entry.is_file())
+
+
+class Adapter(BaseModel, ABC):
+    """One image format family. Fields of a subclass are its recipe options.
+
+    `scan` speaks for headers only; `read` and `write` open files themselves, so an adapter can be pickled
+    to any process at any time.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    formats: ClassVar[Formats]
+
+    channels: Channels = "auto"
+    """What the model sees. "auto" keeps every source's own channels; after a scan the core picks the
+    commonest channels and makes the adapter again with that count, and from then on `Source.shape`, `read`
+    and `write` speak of the model's channels."""
+
+    @classmethod
+    def claim(cls, path: str, head: bytes) -> int:
+        """How sure the adapter is that a file is its own: 0 not at all, 1 by its format, 2 by its content.
+
+        ``head`` is the file's first 4096 bytes. The core sniffs a sample of a folder to choose an adapter.
+        """
+        return int(cls.formats.match(path, head))
+
+    @abstractmethod
+    def scan(self, files: Files) -> Iterator[Source | Reject]:
+        """Every image among ``files``, in a stable order, from headers alone.
+
+        A file that is not of this adapter's formats is passed over; one that claims to be and cannot be
+        is a `Reject` with a reason.
+        """
+
+    @abstractmethod
+    def read(self, source: Source, window: Window | None = None, shape: tuple[int, ...] | None = None) -> Pixels:
+        """Decode a window of a source (None: all of it), loading no more than it needs.
+
+        With ``shape`` it may return fewer pixels than the window has (an overview, a scaled decode), never
+        fewer than ``shape``, with validity reduced by minimum. Raises `maectl.errors.Unreadable`.
+        """
+
+    @abstractmethod
+    def write(
+        self,
+        source: Source,
+        tiles: Iterable[tuple[Window, Values]],
+        path: Path,
+        *,
+        step: int = 1,
+        channels: tuple[str, ...] | None = None,
+        dtype: str | None = None,
+    ) -> Path:
+        """Write an image like ``source`` from disjoint tiles, and return the path written.
+
+        Format, dtype and geometry are the source's; invalid pixels are taken from the source. ``path``
+        has no suffix. Where the format cannot hold the values exactly (palette, CMYK, GIF, 1-bit) the
+        nearest lossless one is used and the suffix says so. ``step`` > 1 writes a grid coarser by that
+        factor, ``channels`` and ``dtype`` other channels (embedding maps). Values are clipped to the
+        dtype's range and rounded.
+        """
+
+    def sample(self, folder: Path, seed: int) -> None:
+        """Write a small labelled example data set for ``maectl demo``: ``folder/<class>/<file>``.
+
+        Optional: an adapter that does not override it offers no demo.
+        """
+        raise DataError(f"the adapter {self.name!r} has no sample data: point maectl pretrain at your own")
