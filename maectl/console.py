@@ -1,0 +1,96 @@
+"""What a user watches: plain lines on stderr, and live bars where stderr is a terminal."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+__all__ = ["EVERY", "Meter", "clock", "say", "task", "warn"]
+
+EVERY = 5.0  # seconds between lines where there is no terminal
+Advance = Callable[[int, int | None], None]
+
+
+def say(text: str) -> None:
+    """One line for the user."""
+    _console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """One line the user should not miss."""
+    _console().print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def clock(seconds: float) -> str:
+    """A duration for people: 42 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+@contextmanager
+def task(label: str) -> Iterator[Advance]:
+    """Progress of a piece of work: yields ``advance(done, total)``, total None where unknown."""
+    if _console().is_terminal:
+        columns: tuple[ProgressColumn, ...] = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}{task.fields[of]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=_console(), transient=True) as bars:
+            bar = bars.add_task(label, total=None, of="")
+
+            def advance(done: int, total: int | None) -> None:
+                bars.update(bar, completed=done, total=total, of="" if total is None else f"/{total:,}")
+
+            yield advance
+        return
+    last = time.monotonic()
+
+    def line(done: int, total: int | None) -> None:
+        nonlocal last
+        if time.monotonic() - last >= EVERY:
+            last = time.monotonic()
+            say(f"{label}: {done:,}" + ("" if total is None else f" of {total:,}"))
+
+    yield line
+
+
+class Meter:
+    """The progress of training: one live line on a terminal, else a plain one every few seconds."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self._last = time.monotonic()
+        self._bars: Progress | None = None
+        if _console().is_terminal:
+            columns = (TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"), BarColumn(bar_width=20),
+                       TextColumn("{task.fields[state]}"))  # fmt: skip
+            self._bars = Progress(*columns, console=_console(), transient=True)
+            self._bars.start()
+            self._bar = self._bars.add_task("", total=steps, state="")
+
+    def show(self, step: int, state: str) -> None:
+        """The state after ``step`` steps."""
+        if self._bars is not None:
+            self._bars.update(self._bar, completed=step, state=state)
+        elif time.monotonic() - self._last >= EVERY or step == self.steps:
+            self._last = time.monotonic()
+            say(f"step {step:,}/{self.steps:,}  {state}")
+
+    def close(self) -> None:
+        """Take the live line away."""
+        if self._bars is not None:
+            self._bars.stop()
+
+
+def _console() -> Console:
+    # made anew each time: tests and callers may replace sys.stderr; rich itself costs nothing here
+    return Console(file=sys.stderr)

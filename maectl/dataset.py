@@ -1,0 +1,244 @@
+"""Batches: which rows, which windows, resized into one block of memory, a batch ahead of the model.
+
+Shapes: B images a batch, C channels, S the model's spatial size, L patches an image.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from maectl.adapter import Pixels
+from maectl.errors import TrainingError, Unreadable
+from maectl.resize import resize
+from maectl.stats import Normalizer, moments
+from maectl.store import Reader
+from maectl.stream import REDRAW, TRAIN, Stream, generator
+from maectl.windows import Crop, Draws, crop_pixels, draw, place
+
+__all__ = ["Batch", "Loader", "Views", "normalise"]
+
+REDRAWS = 10  # windows, or other sources, tried in place of one that cannot be used
+AHEAD = 2  # batches prepared before they are asked for
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+class Batch(NamedTuple):
+    """One batch, in the images' unit; still on the CPU."""
+
+    images: Tensor  # [B, C, *S] uint8 or float32
+    valid: Tensor | None  # [B, *S] bool, or None where all is valid
+    noise: Tensor  # [B, L] float32 in [0, 1): the mask's
+    mean: Tensor  # [B or 1, C] float32
+    std: Tensor  # [B or 1, C]
+    rows: Ints  # [B] the sources shown
+
+
+def normalise(batch: Batch, normalizer: Normalizer, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The batch as the model sees it, float32 on the device: (clip(x) − mean) / std, and its validity."""
+    images = batch.images.to(device, non_blocking=True).float()
+    extra = (1,) * (images.ndim - 2)
+    if normalizer.clip is not None:
+        low, high = (torch.tensor(side, device=device).view(1, -1, *extra) for side in normalizer.clip)
+        images = images.clamp(low, high)
+    mean, std = (
+        each.to(device, non_blocking=True).view(*each.shape, *extra) for each in (batch.mean, batch.std)
+    )
+    valid = None if batch.valid is None else batch.valid.to(device, non_blocking=True)
+    return (images - mean) / std, valid
+
+
+@dataclass
+class Views:
+    """How rows become crops of the model's size; shared by all threads.
+
+    ``rejected`` is called once with the row and the reason of each source that turns out unreadable.
+    """
+
+    reader: Reader
+    crop: Crop
+    window: str  # data.crop
+    normalizer: Normalizer
+    min_valid: float
+    patches: int  # L
+    seed: int
+    rejected: Callable[[int, str], None] = lambda row, reason: None
+    _dead: set[int] = field(default_factory=set)
+    _moments: dict[int, tuple[Floats, Floats]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        index = self.reader.index
+        self._shapes = index.shapes
+        self._lock = threading.Lock()
+        bytes_only = all(source.dtype == "uint8" for source, _ in index.kinds)
+        self.dtype = torch.uint8 if bytes_only else torch.float32
+
+    def per_epoch(self, rows: Ints) -> Ints | None:
+        """int64 [N] how often an epoch shows each row: once, or as often as windows fit its area."""
+        if self.window == "image":
+            return None
+        counts = np.ones(len(rows), np.int64)
+        for number, row in enumerate(rows):
+            source = self.reader.index[int(row)]
+            window = crop_pixels(self.window, self.crop.size, source.spacing)
+            assert window is not None
+            counts[number] = max(1, round(np.prod(source.shape[1:]) / np.prod(window)))
+        return counts
+
+    def allocate(
+        self, rows: Ints, candidates: Ints, generated: np.random.Generator, pin: bool
+    ) -> "_Pending":
+        """An empty batch for some rows, with all its chance drawn: crops, flips, then mask noise.
+
+        ``candidates`` are the rows that may stand in for one that cannot be read.
+        """
+        count, channels = len(rows), int(self._shapes[0, 0])
+        draws = draw(generated, count, len(self.crop.size))
+        noise = torch.from_numpy(generated.random((count, self.patches), dtype=np.float32))
+        own = count if self.normalizer.image else 1
+        return _Pending(
+            rows=rows.copy(),
+            candidates=candidates,
+            draws=draws,
+            images=torch.empty((count, channels, *self.crop.size), dtype=self.dtype, pin_memory=pin),
+            valid=np.ones((count, *self.crop.size), np.bool_),
+            noise=noise.pin_memory() if pin else noise,
+            mean=torch.tensor(self.normalizer.mean).repeat(own, 1),
+            std=torch.tensor(self.normalizer.std).repeat(own, 1),
+        )
+
+    def fill(self, pending: "_Pending", items: range, step: int, purpose: int) -> None:
+        """Read, crop and resize some items of a batch into place."""
+        images = pending.images.numpy()
+        for item in items:
+            row, pixels, flips = self._view(pending, item, step, purpose)
+            mean, std = self._constants(row)
+            pixels = resize(pixels, self.crop.size, mean)
+            # reversing the output is reversing the input: the filters are symmetric
+            turn = tuple(slice(None, None, -1 if axis in flips else 1) for axis in range(len(self.crop.size)))
+            images[item] = pixels.values[(slice(None), *turn)]
+            if pixels.valid is not None:
+                pending.valid[item] = pixels.valid[turn]
+            if self.normalizer.image:
+                pending.mean[item], pending.std[item] = torch.from_numpy(mean), torch.from_numpy(std)
+            pending.rows[item] = row
+
+    def _view(self, pending: "_Pending", item: int, step: int, purpose: int) -> tuple[int, Pixels, tuple[int, ...]]:
+        """The row and crop of one item: drawn again while invalid pixels prevail or a source is unreadable."""
+        row, best = int(pending.rows[item]), -1.0
+        draws, at = pending.draws, item
+        found: tuple[int, Pixels, tuple[int, ...]] | None = None
+        for attempt in range(REDRAWS):
+            if attempt:
+                again = generator(self.seed, step, REDRAW + purpose, item, attempt)
+                draws, at = draw(again, 1, len(self.crop.size)), 0
+            try:
+                pixels, flips = self._read(row, draws, at)
+            except Unreadable as error:
+                self._bury(row, str(error))
+                other = generator(self.seed, step, REDRAW + purpose, item, REDRAWS + attempt)
+                row = int(other.choice(pending.candidates))
+                continue
+            share = 1.0 if pixels.valid is None else float(pixels.valid.mean())
+            if share > best:
+                found, best = (row, pixels, flips), share
+            if share >= self.min_valid:
+                break
+        if found is None:
+            raise TrainingError(f"{REDRAWS} sources in a row cannot be read: is the folder still there?")
+        return found
+
+    def _read(self, row: int, draws: Draws, item: int) -> tuple[Pixels, tuple[int, ...]]:
+        if row in self._dead:
+            raise Unreadable("known to be unreadable")
+        crop = self.crop
+        if self.window != "image":
+            spacing = self.reader.index[row].spacing
+            crop = Crop(crop.size, crop.scale, crop.ratio, crop.flips, crop_pixels(self.window, crop.size, spacing))
+        window, flips = place(crop, draws, item, tuple(int(side) for side in self._shapes[row, 1:]))
+        return self.reader.read(row, window), flips
+
+    def _bury(self, row: int, reason: str) -> None:
+        with self._lock:
+            if row in self._dead:
+                return
+            self._dead.add(row)
+        self.rejected(row, reason)
+
+    def _constants(self, row: int) -> tuple[Floats, Floats]:
+        """Mean and deviation [C] that normalise a source."""
+        if not self.normalizer.image:
+            return np.array(self.normalizer.mean), np.array(self.normalizer.std)
+        if row not in self._moments:
+            clip = self.normalizer.clip
+            limits = None if clip is None else (clip[0][0], clip[1][0])
+            self._moments[row] = moments(self.reader.read(row), limits)
+        return self._moments[row]
+
+
+@dataclass
+class _Pending:
+    rows: Ints
+    candidates: Ints
+    draws: Draws
+    images: Tensor
+    valid: npt.NDArray[np.bool_]
+    noise: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def batch(self) -> Batch:
+        valid = None if self.valid.all() else torch.from_numpy(self.valid)
+        return Batch(self.images, valid, self.noise, self.mean.float(), self.std.float(), self.rows)
+
+
+class Loader:
+    """Batches by step, prepared by threads (decoding and resizing release the interpreter's lock).
+
+    ``waited`` is the time in seconds the caller has spent waiting for batches.
+    """
+
+    def __init__(self, views: Views, workers: int, pin: bool = False) -> None:
+        self.views, self.workers, self.pin = views, workers, pin
+        self.waited = 0.0
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="maectl-loader")
+
+    def batches(self, stream: Stream, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of steps [start, stop) of a stream."""
+        waiting: list[tuple[_Pending, list[Future[None]]]] = []
+        for step in range(start, stop + AHEAD):
+            if step < stop:
+                waiting.append(self._submit(stream.step(step), stream.rows, step, TRAIN))
+            if step - start >= AHEAD and waiting:
+                yield self._finished(*waiting.pop(0))
+
+    def batch(self, rows: Ints, step: int, purpose: int) -> Batch:
+        """One batch of given rows, with the draws of (step, purpose)."""
+        return self._finished(*self._submit(rows, rows, step, purpose))
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _submit(
+        self, rows: Ints, candidates: Ints, step: int, purpose: int
+    ) -> tuple[_Pending, list[Future[None]]]:
+        pending = self.views.allocate(rows, candidates, generator(self.views.seed, step, purpose), self.pin)
+        share = max(1, -(-len(rows) // (2 * self.workers)))
+        chunks = [range(first, min(first + share, len(rows))) for first in range(0, len(rows), share)]
+        return pending, [self._pool.submit(self.views.fill, pending, chunk, step, purpose) for chunk in chunks]
+
+    def _finished(self, pending: _Pending, parts: list[Future[None]]) -> Batch:
+        begun = time.perf_counter()
+        for part in parts:
+            part.result()
+        self.waited += time.perf_counter() - begun
+        return pending.batch()

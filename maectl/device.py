@@ -1,0 +1,73 @@
+"""Which device to compute on, and in which precision."""
+
+import os
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+
+from maectl.errors import UsageError
+
+__all__ = ["autocast", "fast_bf16", "loader_threads", "peak_memory", "pick", "precision", "synchronise"]
+
+
+def pick() -> torch.device:
+    """CUDA where there is one, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are faster than in float32 there (not merely possible)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    if platform.system() != "Linux":
+        return False
+    # torch has no public question for it; an emulated bf16 product is slower than float32
+    flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore").split("\n\n", 1)[0].split()
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+
+
+def precision(asked: str, device: torch.device) -> str:
+    """``fp32`` or ``bf16`` for a recipe's ``train.precision``. Raises UsageError for bf16 where it cannot be."""
+    if asked == "auto":
+        return "bf16" if fast_bf16(device) else "fp32"
+    if asked == "bf16" and device.type == "mps":
+        raise UsageError("train.precision=bf16 is not offered on MPS: use fp32")
+    return asked
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context in which a forward pass runs in that precision."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def loader_threads(asked: int) -> int:
+    """Threads that prepare batches: as asked, or what the machine has, at most 16."""
+    return asked or min(16, max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most tensors have taken on a CUDA device, else the most this process has taken."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) * (1 if platform.system() == "Darwin" else 1024)

@@ -1,0 +1,391 @@
+"""Scan folders into an index of sources: columnar, memory-mapped, next to nothing a process.
+
+The index is one Arrow IPC file: a row a source. What repeats from row to row (dtype, unit, axis and channel
+names) is kept once, as a *kind*, in the schema's metadata beside the folders scanned. Groups are dense
+integers in order of first appearance; the adapter's own words for them are never written.
+"""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute
+from pydantic import ValidationError
+
+from maectl.adapter import Adapter, Channels, Files, Reject, Source
+from maectl.errors import DataError, UsageError
+from maectl.recipe import DataRecipe
+
+__all__ = ["Index", "Rejects", "Scan", "held_out", "made", "read_quarantine", "scan", "write_quarantine"]
+
+CHUNK = 256  # files a task of the scanning pool
+PARALLEL_FROM = 2000  # files; below that a pool's start-up costs more than it saves
+Ints = npt.NDArray[np.int64]
+Found = TypeVar("Found")
+Progress = Callable[[int], None]
+
+SCHEMA = pa.schema(
+    [
+        ("folder", pa.int16()),
+        ("paths", pa.large_list(pa.large_string())),
+        ("shape", pa.large_list(pa.int32())),
+        ("spacing", pa.large_list(pa.float64())),
+        ("kind", pa.int32()),
+        ("group", pa.int32()),
+        ("key", pa.large_string()),
+    ]
+)
+
+
+class Index:
+    """Sources by row number; opens `path` memory-mapped, and again in any process it is pickled to."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        with pa.memory_map(self.path) as file:
+            self._table = pa.ipc.open_file(file).read_all().combine_chunks()
+        about = json.loads(self._table.schema.metadata[b"maectl"])
+        self.folders: list[str] = about["folders"]
+        self._kinds: list[dict[str, Any]] = about["kinds"]
+
+    def __reduce__(self) -> tuple[type["Index"], tuple[str]]:
+        return Index, (self.path,)
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, row: int) -> Source:
+        """The source at a row; its ``group`` is the dense integer, as text."""
+        values = {name: self._table.column(name)[row].as_py() for name in SCHEMA.names}
+        kind = self._kinds[values["kind"]]
+        return Source(
+            paths=tuple(values["paths"]),
+            shape=tuple(values["shape"]),
+            dtype=kind["dtype"],
+            unit=kind["unit"],
+            axes=tuple(kind["axes"]),
+            channels=tuple(kind["channels"]),
+            spacing=None if values["spacing"] is None else tuple(values["spacing"]),
+            key=values["key"],
+            group=str(values["group"]),
+            folder=self.folders[values["folder"]],
+        )
+
+    @property
+    def groups(self) -> Ints:
+        """[N] the dense group number of every row."""
+        return self._column("group").astype(np.int64)
+
+    @property
+    def shapes(self) -> npt.NDArray[np.int32]:
+        """int32 [N, 1 + dimensions] shape [C, *S] of every row. Raises DataError where images and volumes mix."""
+        column = self._table.column("shape").combine_chunks()
+        offsets = np.asarray(column.offsets)
+        widths = np.unique(np.diff(offsets))
+        if len(widths) > 1:
+            raise DataError("images and volumes are mixed in one folder: take them apart with data.include")
+        flat = np.asarray(column.values)[offsets[0] : offsets[-1]]
+        return flat.reshape(len(self), -1)
+
+    @property
+    def itemsizes(self) -> Ints:
+        """[N] bytes a value of every row."""
+        return np.array([np.dtype(kind["dtype"]).itemsize for kind in self._kinds])[self._column("kind")]
+
+    def dtype(self, row: int) -> np.dtype[Any]:
+        """The dtype of one row."""
+        return np.dtype(self._kinds[self._table.column("kind")[row].as_py()]["dtype"])
+
+    @property
+    def kinds(self) -> list[tuple[Source, int]]:
+        """One source of every kind of header (dtype, unit, axes, channels), with how many rows share it."""
+        kinds, first, counts = np.unique(self._column("kind"), return_index=True, return_counts=True)
+        return [(self[int(row)], int(count)) for _, row, count in zip(kinds, first, counts, strict=True)]
+
+    def names(self) -> list[str]:
+        """[N] the first member file of every row, relative to its folder (one Python string a row)."""
+        paths = self._table.column("paths").combine_chunks()
+        return pa.compute.list_element(paths, 0).to_pylist() if len(self) else []
+
+    def files(self, folder: int) -> set[str]:
+        """Every member file of the sources of one folder, relative to it."""
+        here = self._table.filter(pa.compute.equal(self._table.column("folder"), folder))
+        return set(pa.compute.list_flatten(here.column("paths")).to_pylist())
+
+    def take(self, rows: npt.NDArray[Any], path: str | Path) -> "Index":
+        """The index of some of the rows, written to ``path``."""
+        _write(self._table.take(pa.array(rows)), path)
+        return Index(path)
+
+    def _column(self, name: str) -> npt.NDArray[Any]:
+        return np.asarray(self._table.column(name).combine_chunks())
+
+
+@dataclass
+class Rejects:
+    """What could not be used: rows of quarantine.csv. ``add`` takes a stage: scan, verify or train."""
+
+    rows: list[tuple[str, str, str, str]] = field(default_factory=list)  # folder, paths, stage, reason
+
+    def add(self, folder: str, paths: Sequence[str], stage: str, reason: str) -> None:
+        """Note one source (or would-be source) and why it is not used."""
+        self.rows.append((folder, ";".join(paths), stage, reason))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a scan found."""
+
+    index: Index
+    adapter: Adapter
+    rejects: Rejects
+    foreign: int  # files that are not of this adapter's formats
+    notes: list[str]  # what was decided on the user's behalf
+
+
+def scan(
+    folders: Sequence[str | Path],
+    kind: type[Adapter],
+    recipe: DataRecipe,
+    path: str | Path,
+    *,
+    workers: int = 0,
+    progress: Progress = lambda files: None,
+) -> Scan:
+    """Scan folders (or single files) into an index written to ``path``.
+
+    Channels set to auto are resolved to what most sources have; the others are converted by the adapter
+    (made again with that count), and a note says so. ``workers`` 0 means all cores. Raises DataError for
+    a folder that does not exist or cannot be read and where nothing usable is found, UsageError for
+    options the adapter does not have.
+    """
+    adapter = made(kind, recipe)
+    found = _scanned(adapter, folders, recipe, workers, progress)
+    notes: list[str] = []
+    if recipe.channels == "auto" and len(found.columns):
+        counts = found.columns.channels()
+        count, names = max(counts, key=lambda each: (counts[each], each[0]))
+        adapter = made(kind, recipe, count)
+        if len(counts) > 1:  # the rest is converted: only the adapter can say how, and what it refuses
+            notes.append(_conversion(counts, names))
+            found = _scanned(adapter, folders, recipe, workers, progress)
+    if not len(found.columns):
+        raise DataError(_nothing_found(folders, kind.name, found))
+    _write(found.columns.table(), path)
+    return Scan(Index(path), adapter, found.rejects, found.foreign, notes)
+
+
+def made(kind: type[Adapter], recipe: DataRecipe, channels: Channels | None = None) -> Adapter:
+    """The adapter with a recipe's options. Raises UsageError that names every option it does not take."""
+    if "channels" in recipe.options:
+        raise UsageError("data.options.channels: set data.channels instead")
+    try:
+        return kind(channels=recipe.channels if channels is None else channels, **recipe.options)
+    except ValidationError as error:
+        options = sorted(set(kind.model_fields) - {"channels"})
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise UsageError(f"data.options of {kind.name}: {faults} (its options: {', '.join(options)})") from None
+
+
+def held_out(groups: Ints, seed: int) -> tuple[Ints, Ints]:
+    """Rows to train on and rows held out, whole groups at a time: 2 %, 16 to 256 rows, at most a quarter.
+
+    ``groups`` int64 [N]. A single group cannot be split: it is trained on and measured on.
+    """
+    total = len(groups)
+    wanted = min(max(16, min(256, round(0.02 * total))), max(1, total // 4))
+    order = np.random.Generator(np.random.Philox(key=[seed, 0x4E1D])).permutation(int(groups.max()) + 1)
+    sizes = np.bincount(groups, minlength=len(order))[order]
+    before = np.cumsum(sizes) - sizes  # rows held out before each group in turn
+    chosen = order[(before < wanted) & (before + sizes < total)]
+    held = np.isin(groups, chosen)
+    everything = np.arange(total)
+    if not held.any():
+        return everything, everything
+    return everything[~held], everything[held]
+
+
+def write_quarantine(rejects: Rejects, path: Path) -> None:
+    """Write quarantine.csv: folder, paths (joined by ;), stage, reason."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(("folder", "paths", "stage", "reason"))
+        writer.writerows(rejects.rows)
+
+
+def read_quarantine(path: Path) -> Rejects:
+    """What `write_quarantine` wrote."""
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        _, *rows = csv.reader(file)
+    return Rejects([(folder, paths, stage, reason) for folder, paths, stage, reason in rows])
+
+
+class _ParallelFiles(Files):
+    """Files whose `map` runs on all cores, tells how many files are done, and stops at once on Ctrl-C."""
+
+    def __init__(
+        self, path: str | Path, include: Sequence[str], exclude: Sequence[str], workers: int, progress: Progress
+    ) -> None:
+        super().__init__(path, include=include, exclude=exclude)
+        self.workers = workers or os.cpu_count() or 1
+        self.progress = progress
+
+    def map(self, header: Callable[[str, str], Found]) -> Iterator[Found]:
+        paths = iter(self)
+        first = list(islice(paths, PARALLEL_FROM))
+        if len(first) < PARALLEL_FROM or self.workers == 1:
+            for done, path in enumerate((*first, *paths), 1):
+                self.progress(done)
+                yield header(self.folder, path)
+            return
+        from joblib import Parallel, delayed  # its workers need no main module to import, unlike multiprocessing's
+
+        rest = chain(first, paths)
+        chunks = iter(lambda: list(islice(rest, CHUNK)), [])
+        run = Parallel(self.workers, return_as="generator", batch_size=1, pre_dispatch="4*n_jobs")
+        done = 0
+        for headers in run(delayed(_headers)(header, self.folder, chunk) for chunk in chunks):
+            done += len(headers)
+            self.progress(done)
+            yield from headers
+
+
+def _headers(header: Callable[[str, str], Found], folder: str, paths: list[str]) -> list[Found]:
+    return [header(folder, path) for path in paths]
+
+
+class _Columns:
+    """The index while it grows: one plain list or array a column, no object a row."""
+
+    def __init__(self, folders: list[str], group: str | None) -> None:
+        self.folders = folders  # absolute paths, by folder number
+        self.group = re.compile(group) if group else None
+        self.rows: list[tuple[Any, ...]] = []
+        self.batches: list[pa.RecordBatch] = []
+        self.kinds: dict[str, int] = {}
+        self.groups: dict[str, int] = {}
+        self.ungrouped = 0
+
+    def __len__(self) -> int:
+        return len(self.rows) + sum(batch.num_rows for batch in self.batches)
+
+    def add(self, source: Source, folder: int) -> None:
+        kind = json.dumps(
+            {"dtype": source.dtype, "unit": source.unit, "axes": source.axes, "channels": source.channels}
+        )
+        self.rows.append(
+            (
+                folder,
+                list(source.paths),
+                list(source.shape),
+                None if source.spacing is None else list(source.spacing),
+                self.kinds.setdefault(kind, len(self.kinds)),
+                self._group(source),
+                source.key,
+            )
+        )
+        if len(self.rows) == 1 << 14:
+            self._flush()
+
+    def _group(self, source: Source) -> int:
+        name = source.group
+        if self.group is not None:
+            match = self.group.search(source.paths[0])
+            name = "".join(match.groups("") or (match.group(),)) if match else ""
+        if not name:  # a group of its own
+            self.ungrouped += 1
+            return len(self.groups) + self.ungrouped - 1
+        if name not in self.groups:
+            self.groups[name] = len(self.groups) + self.ungrouped
+        return self.groups[name]
+
+    def _flush(self) -> None:
+        arrays = [
+            pa.array(values, type=column.type)
+            for values, column in zip(zip(*self.rows, strict=True), SCHEMA, strict=True)
+        ]
+        self.batches.append(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
+        self.rows = []
+
+    def channels(self) -> dict[tuple[int, tuple[str, ...]], int]:
+        """How many sources have each (channel count, channel names)."""
+        self._flush_rest()
+        names = [tuple(json.loads(kind)["channels"]) for kind in self.kinds]
+        kinds = np.concatenate([np.asarray(batch.column("kind")) for batch in self.batches])
+        counts: dict[tuple[int, tuple[str, ...]], int] = {}
+        for kind, count in enumerate(np.bincount(kinds, minlength=len(names))):
+            key = (len(names[kind]), names[kind])
+            counts[key] = counts.get(key, 0) + int(count)
+        return counts
+
+    def table(self) -> pa.Table:
+        self._flush_rest()
+        about = {"folders": self.folders, "kinds": [json.loads(kind) for kind in self.kinds]}
+        table = pa.Table.from_batches(self.batches, schema=SCHEMA)
+        return table.replace_schema_metadata({"maectl": json.dumps(about)})
+
+    def _flush_rest(self) -> None:
+        if self.rows:
+            self._flush()
+
+
+@dataclass
+class _Found:
+    columns: _Columns
+    rejects: Rejects
+    foreign: int = 0
+
+
+def _scanned(
+    adapter: Adapter, folders: Sequence[str | Path], recipe: DataRecipe, workers: int, progress: Progress
+) -> _Found:
+    found = _Found(_Columns([], recipe.group), Rejects())
+    for number, folder in enumerate(folders):
+        files = _ParallelFiles(folder, recipe.include, recipe.exclude, workers, progress)
+        found.columns.folders.append(str(Path(files.folder).absolute()))
+        claimed = 0
+        for each in adapter.scan(files):
+            claimed += len(each.paths)
+            if isinstance(each, Reject):
+                found.rejects.add(files.folder, each.paths, "scan", each.reason)
+            else:
+                found.columns.add(each, number)
+        found.foreign += files.seen - claimed
+    return found
+
+
+def _conversion(counts: dict[tuple[int, tuple[str, ...]], int], target: tuple[str, ...]) -> str:
+    kinds = ", ".join(f"{count:,} {'/'.join(names)}" for (_, names), count in sorted(counts.items()))
+    return (
+        f"channels differ ({kinds}): all are read as {'/'.join(target)}, which most have "
+        "(--set data.channels=1 or =3 decides otherwise)"
+    )
+
+
+def _nothing_found(folders: Sequence[str | Path], adapter: str, found: _Found) -> str:
+    where = ", ".join(map(str, folders))
+    if found.rejects.rows:
+        _, paths, _, reason = found.rejects.rows[0]
+        return f"no usable image in {where}: all {len(found.rejects):,} were rejected, e.g. {paths}: {reason}"
+    if found.foreign:
+        return f"no image in {where}: none of its {found.foreign:,} files is for the adapter {adapter!r}"
+    return f"no image in {where}: the folder is empty (or data.include and data.exclude leave nothing)"
+
+
+def _write(table: pa.Table, path: str | Path) -> None:
+    """One uncompressed batch, so that every process maps the same pages."""
+    table = table.combine_chunks()
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)

@@ -1,0 +1,265 @@
+"""From folders and a recipe to all that training needs: scan, choose, verify, measure, split.
+
+Nothing is written into the run folder here, so that a fault in the data or the recipe leaves no half-made run.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maectl import console, recipe, registry
+from maectl.adapter import Adapter
+from maectl.errors import DataError, Unreadable, UsageError
+from maectl.index import Index, Rejects, held_out, scan
+from maectl.recipe import Recipe
+from maectl.stats import Normalizer, Statistics, gather, sample_rows
+from maectl.store import Reader, Store, build, default_folder, in_order, raw_bytes
+
+__all__ = ["Prepared", "prepare", "scan_with_recipe", "statistics"]
+
+SMALL = 96  # px: images up to this short side get the recipe for small images
+VERIFIED = 2000  # sources decoded before step 1 where all would cost too much
+OFTEN = 50  # views a source: from here on one more decode is under 2 % of the reading
+STORE_SHARE = 0.25  # of the free disk an automatic store may take
+STORE_MOST = 64 << 30  # bytes
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Sources that can be read, how they are normalised, and which are held out."""
+
+    recipe: Recipe
+    index: Index
+    adapter: Adapter
+    reader: Reader
+    statistics: Statistics
+    normalizer: Normalizer
+    train: "np.ndarray[Any, np.dtype[np.int64]]"  # rows
+    held: "np.ndarray[Any, np.dtype[np.int64]]"  # rows
+    rejects: Rejects
+    foreign: int
+
+
+def prepare(
+    folders: Sequence[str | Path],
+    *,
+    name: str | None,
+    adapter: str | None,
+    overrides: Sequence[str],
+    views: float | None,
+    run: Path,
+    work: Path,
+    workers: int,
+) -> Prepared:
+    """Scan and verify ``folders`` for a run; ``views`` is how often the run will show each source, if known.
+
+    The index is written below ``work``. Raises UsageError and DataError.
+    """
+    chosen, found = scan_with_recipe(folders, name, adapter, overrides, work, workers)
+    index, rejects = _large_enough(found.index, found.rejects, chosen, work)
+    index, store = _decodable(index, found.adapter, rejects, chosen, views, run, work, workers)
+    reader = Reader(index, found.adapter, store)
+    measured = statistics(reader, chosen, workers)
+    normalizer = Normalizer.of(chosen.data.normalize, chosen.data.clip, measured)
+    if len(normalizer.mean) != len(measured.mean):
+        raise UsageError(
+            f"data.normalize gives {len(normalizer.mean)} means for images of {len(measured.mean)} channels"
+        )
+    train, held = held_out(index.groups, chosen.train.seed)
+    return Prepared(
+        chosen, index, found.adapter, reader, measured, normalizer, train, held, rejects, found.foreign
+    )
+
+
+def scan_with_recipe(
+    folders: Sequence[str | Path],
+    name: str | None,
+    adapter: str | None,
+    overrides: Sequence[str],
+    work: Path,
+    workers: int = 0,
+) -> tuple[Recipe, Any]:
+    """The recipe (chosen from what the scan finds where none is named), resolved, and the scan."""
+    given = recipe.load(name, overrides)[0]
+    kind = _adapter(folders, adapter or given.data.adapter)
+    found = _scan(folders, kind, given, work / "index.arrow", workers)
+    if name is None:
+        name = suggested(kind.name, found.index)
+        console.say(f"recipe: {name} ({recipe.named(name)}); --recipe decides otherwise")
+        chosen = recipe.load(name, overrides)[0]
+        if _sees(chosen) != _sees(given):
+            found = _scan(folders, kind, chosen, work / "index.arrow", workers)
+        given = chosen
+    for note in found.notes:
+        console.say(note)
+    return resolved(given.updated({"data": {"adapter": kind.name}}), found.index), found
+
+
+def suggested(adapter: str, index: Index) -> str:
+    """The shipped recipe for what a scan found."""
+    short = float(np.median(index.shapes[:, 1:].min(axis=1)))
+    return "small-images" if short <= SMALL else "photographs"
+
+
+def resolved(given: Recipe, index: Index) -> Recipe:
+    """The recipe with ``auto`` sizes replaced: the images' own size to 16 px (32 to 96), an eighth of it a patch."""
+    size, patch = given.model.image_size, given.model.patch_size
+    if size == "auto":
+        short = float(np.median(index.shapes[:, 1:].min(axis=1)))
+        side = int(min(SMALL, max(32, 16 * round(short / 16))))
+        size = (side,) * (index.shapes.shape[1] - 1)  # type: ignore[assignment]
+    if patch == "auto":
+        patch = tuple(max(1, int(side) // 8) for side in size)  # type: ignore[assignment]
+    fixed = given.updated({"model": {"image_size": size, "patch_size": patch}})
+    if len(size) != index.shapes.shape[1] - 1:
+        raise UsageError(
+            f"model.image_size {list(size)} has {len(size)} dimensions, the images have {index.shapes.shape[1] - 1}"
+        )
+    return fixed
+
+
+def statistics(reader: Reader, chosen: Recipe, workers: int) -> Statistics:
+    """Statistics over a seeded sample of the sources (all, up to 2,000)."""
+
+    def read(row: int) -> Any:
+        try:
+            return reader.read(int(row))
+        except Unreadable:  # not verified yet: training quarantines it
+            return None
+
+    rows = sample_rows(len(reader.index), chosen.train.seed)
+    pixels = [each for each in in_order(read, rows, workers or 2) if each is not None]
+    if not pixels:
+        raise DataError(f"none of {len(rows)} images tried can be decoded: see 'maectl inspect'")
+    return gather(pixels, chosen.data.clip)
+
+
+def _adapter(folders: Sequence[str | Path], name: str | None) -> type[Adapter]:
+    if name is not None:
+        return registry.load(name)
+    choice = registry.choose(folders)
+    for rival in choice.rivals:
+        console.warn(
+            f"{choice.shares[rival]:.0%} of the files look like {rival} images: this run uses {choice.name}, "
+            f"--adapter {rival} takes the others"
+        )
+    return registry.load(choice.name)
+
+
+def _sees(given: Recipe) -> tuple[Any, ...]:
+    """What of a recipe a scan depends on."""
+    data = given.data
+    return data.channels, data.options, data.include, data.exclude, data.group
+
+
+def _scan(folders: Sequence[str | Path], kind: type[Adapter], given: Recipe, path: Path, workers: int) -> Any:
+    with console.task("scanning") as advance:
+        return scan(
+            folders, kind, given.data, path, workers=workers, progress=lambda files: advance(files, None)
+        )
+
+
+def _large_enough(index: Index, rejects: Rejects, chosen: Recipe, work: Path) -> tuple[Index, Rejects]:
+    """Without sources smaller than one patch. Raises DataError where none is left."""
+    patch = np.array(chosen.model.patch_size)
+    small = (index.shapes[:, 1:] < patch).any(axis=1)
+    if not small.any():
+        return index, rejects
+    reason = f"smaller than a patch ({'x'.join(map(str, patch))} px): set a smaller model.patch_size"
+    if small.all():
+        shape = "x".join(map(str, index[0].shape[1:]))
+        raise DataError(f"all {len(index):,} images are {reason} (the first is {shape} px)")
+    return _without(index, np.flatnonzero(small), [reason] * int(small.sum()), rejects, work / "large.arrow"), rejects
+
+
+def _decodable(
+    index: Index,
+    adapter: Adapter,
+    rejects: Rejects,
+    chosen: Recipe,
+    views: float | None,
+    run: Path,
+    work: Path,
+    workers: int,
+) -> tuple[Index, Store | None]:
+    """The sources that decode, and the store where one is wanted. Raises DataError where too many do not."""
+    folder = _store_folder(index, chosen, run)
+    store: Store | None = None
+    if folder is not None:
+        with console.task("decoding into the store") as advance:
+            store, bad = build(index, adapter, folder, workers=workers, progress=advance)
+        console.say(f"store: {folder} ({raw_bytes(index) / 1e6:,.0f} MB of decoded pixels)")
+    else:
+        bad = _verify(index, adapter, chosen, views, workers)
+    if not bad:
+        return index, store
+    share = (len(bad) + len(rejects)) / (len(index) + len(rejects))
+    if len(bad) == len(index):
+        raise DataError(f"none of the {len(index):,} images can be decoded, e.g. {index[bad[0][0]].paths[0]}: {bad[0][1]}")
+    if share > chosen.data.max_bad:
+        raise DataError(f"{share:.1%} of the images cannot be used, data.max_bad allows {chosen.data.max_bad:.1%}")
+    rows = np.array([row for row, _ in bad])
+    index = _without(index, rows, [reason for _, reason in bad], rejects, work / "decodable.arrow")
+    if folder is not None:  # everything left has its entry: this only looks the rows up again
+        store, _ = build(index, adapter, folder, workers=workers)
+    return index, store
+
+
+def _store_folder(index: Index, chosen: Recipe, run: Path) -> Path | None:
+    asked = chosen.data.store
+    if asked == "off":
+        return None
+    folder = default_folder(run) if asked == "auto" else Path(asked)
+    if asked != "auto":
+        return folder
+    parent = next(path for path in (folder, *folder.parents) if path.is_dir())
+    needed, most = raw_bytes(index), min(STORE_MOST, int(shutil.disk_usage(parent).free * STORE_SHARE))
+    if needed <= most:
+        return folder
+    console.say(
+        f"no store: the decoded pixels would take {needed / 1e9:,.1f} GB, data.store=auto allows {most / 1e9:,.1f} GB"
+    )
+    return None
+
+
+def _verify(
+    index: Index, adapter: Adapter, chosen: Recipe, views: float | None, workers: int
+) -> list[tuple[int, str]]:
+    """Rows that do not decode, of all or of a sample (``data.verify``)."""
+    asked = chosen.data.verify
+    if asked == "auto":
+        asked = "all" if views is not None and views >= OFTEN else VERIFIED
+    rows = np.arange(len(index))
+    if asked != "all" and asked < len(rows):
+        rows = np.sort(np.random.Generator(np.random.Philox(key=[chosen.train.seed, 7])).permutation(len(rows))[:asked])
+        console.say(f"verifying {len(rows):,} of {len(index):,} images (data.verify); later failures are quarantined")
+    reader = Reader(index, adapter)
+
+    def reason(row: int) -> tuple[int, str] | None:
+        try:
+            reader.read(int(row))
+        except Unreadable as error:
+            return int(row), str(error)
+        return None
+
+    with console.task("verifying") as advance:
+        found = []
+        for done, each in enumerate(in_order(reason, rows, workers or 2), 1):
+            advance(done, len(rows))
+            if each is not None:
+                found.append(each)
+    return found
+
+
+def _without(
+    index: Index, rows: "np.ndarray[Any, np.dtype[Any]]", reasons: Sequence[str], rejects: Rejects, path: Path
+) -> Index:
+    """The index less some rows, which become rejects."""
+    for row, reason in zip(rows, reasons, strict=True):
+        source = index[int(row)]
+        rejects.add(source.folder, source.paths, "verify", reason)
+    return index.take(np.setdiff1d(np.arange(len(index)), rows), path)

@@ -1,0 +1,74 @@
+"""Resize crops with antialiasing, and their validity with them.
+
+Values [C, *S] keep their dtype where torch can resize it (uint8) and become float32 otherwise; the filter is
+bicubic in 2-D (as the reference's RandomResizedCrop) and linear in 3-D, widened by the scale when shrinking.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from maectl.adapter import Pixels
+
+__all__ = ["resize"]
+
+Bools = npt.NDArray[np.bool_]
+
+
+def resize(pixels: Pixels, size: tuple[int, ...], fill: npt.NDArray[np.float64]) -> Pixels:
+    """A crop at the model's size: uint8 stays uint8, the rest becomes float32.
+
+    Invalid pixels are set to ``fill`` [C] (the channels' mean) first; an output pixel is valid only if every
+    input pixel its filter reaches was.
+    """
+    values, valid = pixels.values, pixels.valid
+    values = values if values.dtype == np.uint8 else values.astype(np.float32, copy=False)
+    if valid is not None:
+        filling = fill.reshape(-1, *[1] * (values.ndim - 1))
+        values = np.where(valid, values, np.rint(filling) if values.dtype == np.uint8 else filling)
+        values = values.astype(pixels.values.dtype if pixels.values.dtype == np.uint8 else np.float32)
+    if values.shape[1:] == size:
+        return Pixels(values, valid)
+    if valid is not None:
+        valid = _resized_validity(valid, size)
+    return Pixels(_bicubic(values, size) if len(size) == 2 else _linear(values, size), valid)
+
+
+def _bicubic(values: npt.NDArray[np.generic], size: tuple[int, ...]) -> npt.NDArray[np.generic]:
+    # channel-last, whether it comes from the store or from a decoder: torch's two layouts may round apart
+    last = np.ascontiguousarray(np.moveaxis(values, 0, -1))
+    image = torch.from_numpy(last).movedim(-1, 0)[None]
+    resized = functional.interpolate(image, size=size, mode="bicubic", antialias=True)
+    return np.asarray(resized[0].numpy())
+
+
+def _linear(values: npt.NDArray[np.generic], size: tuple[int, ...]) -> npt.NDArray[np.generic]:
+    for axis, out in enumerate(size, 1):
+        weights = _triangle(values.shape[axis], out)
+        values = np.moveaxis(np.tensordot(weights, values, axes=(1, axis)), 0, axis)
+    return values.astype(np.float32)
+
+
+def _triangle(extent: int, out: int) -> npt.NDArray[np.float32]:
+    """[out, extent] weights of a linear filter, as wide as the scale when shrinking."""
+    scale = extent / out
+    centres = (np.arange(out) + 0.5) * scale
+    distance = np.abs(np.arange(extent) + 0.5 - centres[:, None]) / max(scale, 1)
+    weights = np.maximum(0, 1 - distance)
+    normalised: npt.NDArray[np.float32] = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return normalised
+
+
+def _resized_validity(valid: Bools, size: tuple[int, ...]) -> Bools:
+    """Whether all pixels under each output pixel's filter are valid, an axis at a time (the filter is a box)."""
+    reach = 2 if len(size) == 2 else 1  # bicubic reaches two pixels either side, linear one
+    for axis, out in enumerate(size):
+        extent = valid.shape[axis]
+        scale = extent / out
+        centres, support = (np.arange(out) + 0.5) * scale, reach * max(scale, 1)
+        low = np.clip((centres - support + 0.5).astype(int), 0, extent)
+        high = np.clip((centres + support + 0.5).astype(int), 0, extent)
+        bad = np.concatenate((np.zeros_like(valid.take([0], axis), int), np.cumsum(~valid, axis=axis)), axis=axis)
+        valid = bad.take(high, axis) == bad.take(low, axis)
+    return valid

@@ -1,0 +1,261 @@
+"""Decode once: whole sources, raw and native, memory-mapped.
+
+A store is a folder of shards beside the run; each shard is one file of pixels and one Arrow table of what
+lies where. A source is known by a key: sizes, modification times and hashes of the ends of all its files, with
+the adapter, its options and the store's version. So a changed file is never served from an old entry, and
+runs with the same adapter options share the store. Shards appear under their final name only when complete:
+a killed build loses the shard it was writing, and two runs may build at once.
+
+Pixels lie channel-last, so that a crop is read in long runs; validity, where not all is valid, as one byte
+a pixel behind them.
+"""
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from maectl.adapter import Adapter, Pixels, Source, Window
+from maectl.errors import DataError, Unreadable
+from maectl.index import Index
+
+__all__ = ["Reader", "Store", "build", "default_folder", "in_order", "raw_bytes"]
+
+VERSION = 1
+ENDS = 4096  # bytes hashed at each end of a file
+SHARD = 1 << 30  # bytes of pixels after which a new shard begins
+RESERVE = 1 << 30  # bytes always left free on the disk
+SCHEMA = pa.schema(
+    [("key", pa.binary(16)), ("offset", pa.int64()), ("valid_offset", pa.int64())]  # valid_offset -1: all valid
+)
+Progress = Callable[[int, int], None]
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+class Store:
+    """Entries of one adapter's store, for the sources of one index."""
+
+    def __init__(self, folder: Path, index: Index, keys: npt.NDArray[np.bytes_]) -> None:
+        self.folder = folder
+        self._index = index
+        self._shards: list[npt.NDArray[np.uint8]] = []
+        places: dict[bytes, tuple[int, int, int]] = {}
+        for number, path in enumerate(sorted(folder.glob("*.arrow"))):
+            with pa.memory_map(str(path)) as file:
+                table = pa.ipc.open_file(file).read_all()
+            self._shards.append(np.memmap(path.with_suffix(".pixels"), np.uint8, "c"))  # torch warns of read-only arrays
+            columns = (table.column(name).to_pylist() for name in SCHEMA.names)
+            for key, offset, valid_offset in zip(*columns, strict=True):
+                places[key] = (number, offset, valid_offset)
+        nowhere = (-1, 0, 0)
+        self._places = np.array([places.get(bytes(key), nowhere) for key in keys], np.int64).reshape(-1, 3)
+        self._shapes = index.shapes
+
+    def __contains__(self, row: int) -> bool:
+        return bool(self._places[row, 0] >= 0)
+
+    @property
+    def missing(self) -> npt.NDArray[np.int64]:
+        """Rows that have no entry."""
+        return np.flatnonzero(self._places[:, 0] < 0)
+
+    def read(self, row: int, window: Window | None = None) -> Pixels:
+        """A window of a source, [C, *S], as views of the map."""
+        shard, offset, valid_offset = (int(value) for value in self._places[row])
+        channels, *extent = (int(side) for side in self._shapes[row])
+        dtype = self._index.dtype(row)
+        pixels = int(np.prod(extent))
+        raw = self._shards[shard]
+        values = raw[offset : offset + pixels * channels * dtype.itemsize].view(dtype).reshape(*extent, channels)
+        window = window or tuple(slice(None) for _ in extent)
+        valid = None
+        if valid_offset >= 0:
+            valid = raw[valid_offset : valid_offset + pixels].view(np.bool_).reshape(extent)[window]
+        return Pixels(np.moveaxis(values[window], -1, 0), None if valid is None or valid.all() else valid)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Windows of sources by row: from the store where it has them, else decoded."""
+
+    index: Index
+    adapter: Adapter
+    store: Store | None = None
+
+    def read(self, row: int, window: Window | None = None) -> Pixels:
+        """``values`` [C, *S] and ``valid`` [*S] or None. Raises Unreadable."""
+        if self.store is not None and row in self.store:
+            return self.store.read(row, window)
+        try:
+            return self.adapter.read(self.index[row], window)
+        except OSError as error:  # gone, moved or forbidden since the scan
+            raise Unreadable(f"{type(error).__name__}: {error.strerror or error}") from error
+
+
+def default_folder(run: Path) -> Path:
+    """Where the store of a run lies: beside it, shared by all runs there."""
+    return run.absolute().parent / ".maectl-store"
+
+
+def raw_bytes(index: Index) -> int:
+    """Bytes the whole index takes in a store."""
+    return int((index.shapes.prod(axis=1, dtype=np.int64) * index.itemsizes).sum())
+
+
+def build(
+    index: Index,
+    adapter: Adapter,
+    folder: Path,
+    *,
+    workers: int = 0,
+    progress: Progress = lambda done, total: None,
+) -> tuple[Store, list[tuple[int, str]]]:
+    """Decode every source that has no entry yet; the store, and (row, reason) of those that cannot be decoded.
+
+    Raises DataError naming the bytes needed where the disk is too small.
+    """
+    workers = workers or os.cpu_count() or 1
+    folder = folder / _folder_name(adapter)
+    folder.mkdir(parents=True, exist_ok=True)
+    keys, unreadable = _keys(index, workers)
+    store = Store(folder, index, keys)
+    wanted = np.setdiff1d(store.missing, [row for row, _ in unreadable])
+    if len(wanted) == 0:
+        return store, unreadable
+    _check_space(index, wanted, folder)
+    reader = Reader(index, adapter)
+    writer = _Writer(folder)
+    try:
+        for done, (row, pixels) in enumerate(in_order(lambda row: (row, _decoded(reader, row)), wanted, workers), 1):
+            if isinstance(pixels, str):
+                unreadable.append((row, pixels))
+            else:
+                writer.add(bytes(keys[row]), pixels)
+            progress(done, len(wanted))
+        writer.finish()
+    finally:
+        writer.discard()
+    return Store(folder, index, keys), sorted(unreadable)
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """``map`` on threads, results in order, at most twice as many under way as there are threads."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: list[Future[Result]] = []
+        remaining = iter(items)
+        while True:
+            waiting.extend(pool.submit(function, item) for item in islice(remaining, 2 * workers - len(waiting)))
+            if not waiting:
+                return
+            yield waiting.pop(0).result()
+
+
+def _decoded(reader: Reader, row: int) -> Pixels | str:
+    try:
+        return reader.read(row)
+    except Unreadable as error:
+        return str(error)
+
+
+class _Writer:
+    """Appends entries to a shard under a temporary name; `finish` gives shards their final one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._begin()
+
+    def _begin(self) -> None:
+        self.path = self.folder / f"shard-{uuid.uuid4().hex}.tmp"
+        self.file = self.path.open("wb")
+        self.entries: list[tuple[bytes, int, int]] = []
+
+    def add(self, key: bytes, pixels: Pixels) -> None:
+        offset = self._append(np.ascontiguousarray(np.moveaxis(pixels.values, 0, -1)))
+        valid_offset = -1 if pixels.valid is None else self._append(np.ascontiguousarray(pixels.valid))
+        self.entries.append((key, offset, valid_offset))
+        if self.file.tell() >= SHARD:
+            self.finish()
+            self._begin()
+
+    def _append(self, array: npt.NDArray[Any]) -> int:
+        self.file.write(b"\0" * (-self.file.tell() % 16))  # every entry aligned for any dtype
+        offset = self.file.tell()
+        self.file.write(array.data)
+        return offset
+
+    def finish(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        if not self.entries:
+            return
+        final = self.path.with_suffix(".arrow")
+        columns = [pa.array(column, kind.type) for column, kind in zip(zip(*self.entries, strict=True), SCHEMA, strict=True)]
+        temporary = self.path.with_suffix(".table")
+        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+            writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
+        self.path.rename(self.path.with_suffix(".pixels"))  # pixels first: the table is what makes it exist
+        temporary.rename(final)
+
+    def discard(self) -> None:
+        """Remove what was not finished."""
+        self.file.close()
+        self.path.unlink(missing_ok=True)
+
+
+def _folder_name(adapter: Adapter) -> str:
+    options = f"{VERSION} {adapter.name} {adapter.model_dump_json()}"
+    return f"{adapter.name}-{hashlib.blake2b(options.encode(), digest_size=6).hexdigest()}"
+
+
+def _keys(index: Index, workers: int) -> tuple[npt.NDArray[np.bytes_], list[tuple[int, str]]]:
+    """[N] 16-byte keys, and (row, reason) of sources whose files cannot be opened any more."""
+    keys = np.zeros(len(index), "S16").view("V16")
+    gone: list[tuple[int, str]] = []
+    chunks = np.array_split(np.arange(len(index)), max(1, len(index) // 1024))
+    for chunk, found in in_order(lambda rows: (rows, [_key(index[row]) for row in rows]), chunks, workers):
+        for row, key in zip(chunk, found, strict=True):
+            if isinstance(key, str):
+                gone.append((int(row), key))
+            else:
+                keys[row] = np.void(key)
+    return keys, gone
+
+
+def _key(source: Source) -> bytes | str:
+    digest = hashlib.blake2b(repr((source.key, source.shape, source.dtype)).encode(), digest_size=16)
+    try:
+        for path in source.files:
+            digest.update(_ends(path))
+    except OSError as error:
+        return f"{type(error).__name__}: {error.strerror or error}"
+    return digest.digest()
+
+
+def _ends(path: str) -> bytes:
+    """Size, modification time, and the first and last 4 KiB of a file."""
+    with open(path, "rb") as file:
+        about = os.fstat(file.fileno())
+        head = file.read(ENDS)
+        file.seek(max(len(head), about.st_size - ENDS))
+        return b"%d %d " % (about.st_size, about.st_mtime_ns) + head + file.read(ENDS)
+
+
+def _check_space(index: Index, rows: npt.NDArray[np.int64], folder: Path) -> None:
+    needed = int(raw_bytes(index) * len(rows) / len(index))
+    free = shutil.disk_usage(folder).free
+    if needed + RESERVE > free:
+        raise DataError(
+            f"the store needs {needed:,} bytes in {folder}, where {free:,} are free: "
+            "--set data.store=FOLDER on a larger disk, or --set data.store=off"
+        )

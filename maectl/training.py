@@ -1,0 +1,359 @@
+"""Setting up a pretraining: all that the loop works on, for a new run or a resumed one."""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maectl import budget, checkpoint, console, device, recipe, run
+from maectl.adapter import Files
+from maectl.checkpoint import Config
+from maectl.dataset import Batch, Loader, Views
+from maectl.errors import RunError, TrainingError, UsageError
+from maectl.heldout import HeldOut
+from maectl.index import Index, Rejects, held_out, read_quarantine, write_quarantine
+from maectl.mae import MaskedAutoencoder, kept
+from maectl.optim import adamw
+from maectl.prepare import Prepared, prepare
+from maectl.recipe import Recipe
+from maectl.store import Reader, build
+from maectl.stream import Stream
+from maectl.warmstart import start_from
+from maectl.windows import Crop
+
+__all__ = ["Request", "Training", "begin", "measure_first", "resume"]
+
+MICRO_BATCH = {"cpu": 64, "cuda": 256, "mps": 128}  # images at once, where the recipe says auto
+FLIPS = {"horizontal": 1, "vertical": 0}  # spatial axes of an image
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks of `pretrain`."""
+
+    folders: Sequence[str]
+    out: Path
+    recipe: str | None = None
+    adapter: str | None = None
+    overrides: Sequence[str] = ()
+    init: str | None = None
+    epochs: float | None = None
+    steps: int | None = None
+    max_time: float | None = None  # seconds
+    batch_size: int | None = None
+    workers: int = 0
+    resume: bool = False
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+@dataclass
+class Training:
+    """All that the loop works on."""
+
+    request: Request
+    about: dict[str, Any]  # run.json
+    recipe: Recipe
+    config: Config
+    model: MaskedAutoencoder
+    optimizer: torch.optim.Optimizer
+    views: Views
+    loader: Loader
+    stream: Stream
+    held: HeldOut
+    rejects: Rejects
+    device: torch.device
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return int(self.about["steps"])
+
+
+def begin(
+    request: Request, work: Path, begun: float, optimizer_step: Callable[[Training, Batch], Tensor]
+) -> Training:
+    """A new run, its folder made last. Raises MaectlError before anything is written there."""
+    run.refuse(request.out, overwrite=request.overwrite or request.dry_run)
+    overrides = _overrides(request)
+    views = request.epochs if request.steps is None and request.max_time is None else None
+    prepared = prepare(
+        request.folders,
+        name=request.recipe,
+        adapter=request.adapter,
+        overrides=overrides,
+        views=views,
+        run=request.out,
+        work=work,
+        workers=request.workers,
+    )
+    about = _identity(request, prepared, device.pick())
+    training = _assembled(request, prepared.recipe, _config(prepared), prepared.reader, prepared.rejects, about)
+    if request.init is not None:
+        licence = start_from(request.init, training.model)
+        training.config = training.config.model_copy(update={"weights_licence": licence})
+    explicit = any(override.startswith("train.batch_size=") for override in overrides)
+    _settle(training, explicit, begun, optimizer_step)
+    _tell(training, prepared)
+    if not request.dry_run:
+        _make_folder(training, prepared)
+    return training
+
+
+def resume(request: Request) -> Training:
+    """The run in ``request.out`` as its latest whole checkpoint left it. Raises RunError, UsageError."""
+    out = request.out
+    about = run.read(out)
+    _check_unchanged(request, about)
+    folder = checkpoint.latest(out, resumable=True)
+    config = checkpoint.load(folder).config
+    index, adapter = Index(out / "index.arrow"), config.build_adapter()
+    store = None
+    if about["store"] is not None:
+        with console.task("opening the store") as advance:
+            store, _ = build(index, adapter, Path(about["store"]), workers=request.workers, progress=advance)
+    chosen, _ = recipe.load(str(out / "recipe.yaml"))
+    rejects = read_quarantine(out / "quarantine.csv")
+    training = _assembled(request, chosen, config, Reader(index, adapter, store), rejects, about)
+    about["step"] = checkpoint.restore(folder, training.model, training.optimizer)["step"]
+    console.say(f"resuming {out} at step {about['step']:,} of {about['steps']:,}")
+    _count_new_files(index, rejects, chosen)
+    return training
+
+
+def measure_first(training: Training) -> None:
+    """The baselines and the untrained model's loss, into run.json."""
+    ratio = training.recipe.model.mask_ratio
+    training.about["baselines"] = training.held.measure_baselines(training.model, ratio)
+    training.about["loss_first"] = training.about["loss_last"] = training.held.loss(training.model, ratio)
+    run.write(training.request.out, training.about)
+
+
+def _overrides(request: Request) -> list[str]:
+    overrides = [*request.overrides]
+    if request.epochs is not None:
+        overrides.append(f"train.epochs={request.epochs}")
+    if request.batch_size is not None:
+        overrides.append(f"train.batch_size={request.batch_size}")
+    if request.dry_run:
+        overrides += ["data.store=off"]
+    return overrides
+
+
+def _identity(request: Request, prepared: Prepared, where: torch.device) -> dict[str, Any]:
+    """run.json as far as it is known before the length of the run is settled."""
+    model = prepared.recipe.model
+    patches = int(np.prod([s // p for s, p in zip(model.image_size, model.patch_size, strict=True)]))  # type: ignore[operator]
+    return {
+        "folders": prepared.index.folders,
+        "adapter": prepared.adapter.name,
+        "init": request.init,
+        "images": len(prepared.index),
+        "held_out": len(prepared.held),
+        "rejected": len(prepared.rejects),
+        "foreign_files": prepared.foreign,
+        "store": None if prepared.reader.store is None else str(prepared.reader.store.folder.parent),
+        "seed": prepared.recipe.train.seed,
+        "precision": device.precision(prepared.recipe.train.precision, where),
+        "patches": patches,
+        "removed_patches": patches - kept(patches, model.mask_ratio),
+        "step": 0,
+        "seconds": 0.0,
+        "images_per_s": 0.0,
+        "data_wait_fraction": 0.0,
+        "provenance": run.provenance(where),
+    }
+
+
+def _config(prepared: Prepared) -> Config:
+    index, data, model = prepared.index, prepared.recipe.data, prepared.recipe.model
+    commonest = max(index.kinds, key=lambda each: each[1])[0]
+    return Config(
+        model={"channels": len(commonest.channels), **model.arguments()},
+        mask_ratio=model.mask_ratio,
+        adapter=prepared.adapter.name,
+        options=prepared.adapter.model_dump(mode="json"),
+        channels=commonest.channels,
+        dtype=commonest.dtype,
+        unit=commonest.unit,
+        normalizer=prepared.normalizer,
+        statistics=prepared.statistics.json(),
+        display=data.display,
+        axis=data.axis,
+        spacing=commonest.spacing,
+    )
+
+
+def _assembled(
+    request: Request, chosen: Recipe, config: Config, reader: Reader, rejects: Rejects, about: dict[str, Any]
+) -> Training:
+    """The parts of a run put together, at step 0."""
+    where, index = device.pick(), reader.index
+    torch.manual_seed(about["seed"])
+    model = config.build_model().to(where)
+    data = chosen.data
+    size = tuple(int(side) for side in config.model["image_size"])
+    views = Views(
+        reader=reader,
+        crop=Crop(size, data.crop_scale, data.crop_ratio, tuple(FLIPS[flip] for flip in data.flip)),
+        window=data.crop,
+        normalizer=config.normalizer,
+        min_valid=data.min_valid,
+        patches=about["patches"],
+        seed=about["seed"],
+        rejected=_Quarantine(index, rejects, data.max_bad),
+    )
+    loader = Loader(views, device.loader_threads(request.workers), pin=where.type == "cuda")
+    train, held = held_out(index.groups, about["seed"])
+    optimizer = adamw(model, about.get("lr", 0.0), chosen.train.weight_decay)
+    measured = HeldOut(loader, held, config.normalizer, where, about["precision"])
+    stream = Stream(train, about.get("batch_size", budget.LEAST_BATCH), about["seed"], views.per_epoch(train))
+    return Training(
+        request, about, chosen, config, model, optimizer, views, loader, stream, measured, rejects, where
+    )
+
+
+@dataclass
+class _Quarantine:
+    """Notes sources that fail while training. Raises TrainingError beyond ``data.max_bad``."""
+
+    index: Index
+    rejects: Rejects
+    most: float
+
+    def __call__(self, row: int, reason: str) -> None:
+        source = self.index[row]
+        self.rejects.add(source.folder, source.paths, "train", reason)
+        console.warn(f"{source.paths[0]} cannot be read any more ({reason}): quarantined, another takes its place")
+        failed = sum(stage == "train" for _, _, stage, _ in self.rejects.rows)
+        if failed > self.most * len(self.index):
+            raise TrainingError(f"{failed:,} of {len(self.index):,} images became unreadable: data.max_bad is {self.most}")
+
+
+def _settle(
+    training: Training, explicit: bool, begun: float, optimizer_step: Callable[[Training, Batch], Tensor]
+) -> None:
+    """Steps, batch, micro-batch, learning rate and warm-up: decided once, kept in run.json."""
+    request, train, about = training.request, training.recipe.train, training.about
+    epoch = training.stream.epoch_length
+    batch = train.batch_size if explicit else min(train.batch_size, budget.LEAST_BATCH)
+    micro = MICRO_BATCH[training.device.type] if train.micro_batch == "auto" else train.micro_batch
+    about["micro_batch"] = min(micro, batch)
+    if request.steps is not None:
+        shown = float(request.steps * batch)
+        batch = batch if explicit else budget.batch_size(train.batch_size, shown)
+        steps = request.steps
+    elif request.max_time is not None:
+        training.stream = Stream(training.stream.rows, batch, about["seed"], training.stream.views)
+        steps = _steps_in_time(training, begun, optimizer_step)
+        shown = float(steps * batch)
+        if not explicit:
+            batch = budget.batch_size(train.batch_size, shown)
+            steps = max(1, int(shown / batch))
+    else:
+        shown = train.epochs * epoch
+        batch = batch if explicit else budget.batch_size(train.batch_size, shown)
+        steps = int(np.ceil(shown / batch))
+    training.stream = Stream(training.stream.rows, batch, about["seed"], training.stream.views)
+    about.update(
+        steps=steps,
+        batch_size=batch,
+        micro_batch=min(micro, batch),
+        lr=budget.rate(train.base_lr, batch),
+        warmup_steps=budget.warmup_steps(training.recipe, steps, epoch / batch),
+        epochs=steps * batch / epoch,
+    )
+
+
+def _steps_in_time(
+    training: Training, begun: float, optimizer_step: Callable[[Training, Batch], Tensor]
+) -> int:
+    """Steps that fit what is left of ``--max-time``, by timing some that are then undone."""
+    assert training.request.max_time is not None
+    fresh = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
+    batches = training.loader.batches(training.stream, 0, budget.TIMED_STEPS)
+
+    def step(number: int) -> None:
+        optimizer_step(training, next(batches))
+        device.synchronise(training.device)
+
+    each = budget.timed(step, training.request.max_time)
+    training.model.load_state_dict(fresh)
+    training.optimizer.state.clear()
+    before = time.monotonic()
+    training.held.loss(training.model, training.recipe.model.mask_ratio)
+    measuring = 12 * (time.monotonic() - before)  # the first, the last and the tenths
+    left = training.request.max_time - (time.monotonic() - begun) - measuring
+    if left < each:
+        raise UsageError(
+            f"--max-time {training.request.max_time:.0f} s is too short: preparing took "
+            f"{time.monotonic() - begun:.0f} s, a step takes {each:.1f} s"
+        )
+    return int(0.98 * left / each)
+
+
+def _tell(training: Training, prepared: Prepared) -> None:
+    about, train, images = training.about, training.recipe.train, prepared.index
+    refused = f", {len(prepared.rejects):,} rejected" if len(prepared.rejects) else ""
+    foreign = f", {prepared.foreign:,} other files" if prepared.foreign else ""
+    console.say(f"{len(images):,} images ({len(prepared.held):,} held out){refused}{foreign}")
+    weights = sum(p.numel() for p in training.model.parameters()) / 1e6
+    console.say(
+        f"model: {training.recipe.model.size}, {weights:.1f} M weights, {about['patches']} patches an image; "
+        f"{about['provenance']['device']}, {about['precision']}"
+    )
+    smaller = about["batch_size"] < train.batch_size
+    console.say(
+        f"{about['steps']:,} steps of {about['batch_size']} images ({about['epochs']:,.1f} epochs), "
+        f"peak lr {about['lr']:.2e}, {about['warmup_steps']:,} warm-up steps"
+        + (f"; the recipe's batch is {train.batch_size} at most: more steps are worth more here" if smaller else "")
+    )
+
+
+def _make_folder(training: Training, prepared: Prepared) -> None:
+    out = training.request.out
+    run.clear(out)
+    run.create(out, training.about)
+    (out / "recipe.yaml").write_text(training.recipe.yaml(), encoding="utf-8")
+    shutil.copyfile(prepared.index.path, out / "index.arrow")
+    run.write_json(out / "stats.json", prepared.statistics.json())
+    write_quarantine(training.rejects, out / "quarantine.csv")
+
+
+def _check_unchanged(request: Request, about: dict[str, Any]) -> None:
+    asked = [str(Path(folder).absolute()) for folder in request.folders]
+    if asked and asked != about["folders"]:
+        raise UsageError(f"--resume: {request.out} was begun on {', '.join(about['folders'])}, not {', '.join(asked)}")
+    given = {
+        "--recipe": request.recipe,
+        "--init": request.init,
+        "--set": request.overrides,
+        "--adapter": request.adapter,
+        "--epochs": request.epochs,
+        "--steps": request.steps,
+        "--max-time": request.max_time,
+        "--batch-size": request.batch_size,
+    }
+    named = [option for option, value in given.items() if value]
+    if named:
+        raise UsageError(f"--resume goes on as the run was begun: leave out {', '.join(named)}")
+    if about["step"] >= about["steps"]:
+        raise RunError(f"{request.out} is finished ({about['steps']:,} steps): there is nothing to resume")
+
+
+def _count_new_files(index: Index, rejects: Rejects, chosen: Recipe) -> None:
+    """Say how many files lie in the folders now that were not there at the scan."""
+    for number, folder in enumerate(index.folders):
+        known = index.files(number) | {path for where, paths, _, _ in rejects.rows if where == folder for path in paths.split(";")}
+        if not Path(folder).exists():
+            raise RunError(f"{folder}, the run's folder, is gone: put it back to resume")
+        files = Files(folder, include=chosen.data.include, exclude=chosen.data.exclude)
+        new = sum(path not in known for path in files)
+        if new:
+            console.say(f"{new:,} files in {folder} are not in the run's index and are not used")

@@ -1,0 +1,123 @@
+"""Where to look: seeded random crops, and grids that cover a whole image with overlap.
+
+D spatial dimensions; a window is a start and a size along each, in pixels of the source's grid.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from maectl.adapter import Window
+from maectl.errors import UsageError
+
+__all__ = ["Crop", "Draws", "cover", "crop_pixels", "draw", "place", "ramp"]
+
+TRIES = 10  # shapes tried until one fits the image, as torchvision's RandomResizedCrop
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How training crops are drawn.
+
+    size    the model's image size, D ints
+    window  None: shares of the whole image; else the window's extent in pixels along each axis
+    scale   share of the image's (window's) area or volume, low and high
+    ratio   width over height, low and high, relative to the model's own (2-D only)
+    flips   axes that may be reversed, each with probability 1/2
+    """
+
+    size: tuple[int, ...]
+    scale: tuple[float, float] = (0.2, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flips: tuple[int, ...] = ()
+    window: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The chance of a whole batch, uniform in [0, 1), drawn before any image is looked at.
+
+    shapes  [B, TRIES, 2] area and aspect of the crops tried
+    places  [B, D] where the crop lies
+    flips   [B, D]
+    """
+
+    shapes: Floats
+    places: Floats
+    flips: Floats
+
+
+def draw(generator: np.random.Generator, batch: int, dimensions: int) -> Draws:
+    """The draws of a batch, always in the same order."""
+    return Draws(
+        shapes=generator.random((batch, TRIES, 2)),
+        places=generator.random((batch, dimensions)),
+        flips=generator.random((batch, dimensions)),
+    )
+
+
+def place(crop: Crop, draws: Draws, item: int, extent: tuple[int, ...]) -> tuple[Window, tuple[int, ...]]:
+    """The window of one item of a batch in an image of that extent, and the axes to reverse."""
+    base = extent if crop.window is None else tuple(min(e, w) for e, w in zip(extent, crop.window, strict=True))
+    sizes = _sizes(crop, draws.shapes[item], base, extent)
+    starts = [int(u * (e - s + 1)) for u, e, s in zip(draws.places[item], extent, sizes, strict=True)]
+    window = tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
+    return window, tuple(axis for axis in crop.flips if draws.flips[item, axis] < 0.5)
+
+
+def _sizes(crop: Crop, tries: Floats, base: tuple[float, ...], extent: tuple[int, ...]) -> list[int]:
+    share = crop.scale[0] + tries[:, 0] * (crop.scale[1] - crop.scale[0])
+    if len(extent) == 3:  # volumes: the share of the volume, its proportions kept
+        side = share[0] ** (1 / 3)
+        return [max(1, min(e, round(b * side))) for b, e in zip(base, extent, strict=True)]
+    own = crop.size[1] / crop.size[0]
+    low, high = np.log(crop.ratio)
+    ratio = np.exp(low + tries[:, 1] * (high - low)) * own
+    area = share * base[0] * base[1]
+    sizes = np.rint(np.sqrt(np.stack((area / ratio, area * ratio), axis=1))).astype(int)  # [TRIES, 2]
+    fits = np.all((sizes >= 1) & (sizes <= extent), axis=1)
+    if fits.any():
+        return [int(size) for size in sizes[fits.argmax()]]
+    # none fits (a panorama): the largest window of the nearest allowed proportions
+    height, width = extent
+    wanted = float(np.clip(width / height, crop.ratio[0] * own, crop.ratio[1] * own))
+    return [max(1, min(height, round(width / wanted))), max(1, min(width, round(height * wanted)))]
+
+
+def crop_pixels(text: str, size: tuple[int, ...], spacing: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """The window of ``data.crop`` in pixels of one source: None for ``image``.
+
+    A size is that of the longest side of the model's image. Raises UsageError for mm or m where the
+    source's spacing is not known.
+    """
+    if text == "image":
+        return None
+    number = float(text.rstrip("pxm"))
+    longest = max(size)
+    if text.endswith("px"):
+        return tuple(number * side / longest for side in size)
+    if spacing is None:
+        raise UsageError(f"data.crop {text}: the images do not say how large a pixel is; use a size in px")
+    return tuple(number * side / longest / step for side, step in zip(size, spacing, strict=True))
+
+
+def cover(extent: int, size: int, overlap: float = 0.5) -> list[int]:
+    """Starts of windows of ``size`` that cover ``extent`` evenly, neighbours sharing at least ``overlap``."""
+    if extent <= size:
+        return [0]
+    count = int(np.ceil((extent - size) / max(1, int(size * (1 - overlap))))) + 1
+    return [round(place) for place in np.linspace(0, extent - size, count)]
+
+
+def ramp(size: int, starts: list[int], which: int) -> Floats:
+    """Blending weights [size] of one window of a `cover`: falls linearly towards a neighbour, never zero."""
+    weights = np.ones(size)
+    if which > 0:
+        shared = starts[which - 1] + size - starts[which]
+        weights[:shared] = np.minimum(weights[:shared], (np.arange(shared) + 1) / (shared + 1))
+    if which + 1 < len(starts):
+        shared = starts[which] + size - starts[which + 1]
+        weights[size - shared :] = np.minimum(weights[size - shared :], (np.arange(shared, 0, -1)) / (shared + 1))
+    return weights
