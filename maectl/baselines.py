@@ -1,7 +1,7 @@
 """What a loss is to be compared with: two trivial predictions, scored as the model's own are.
 
-Both mask as ``MaskedAutoencoder.forward`` does with the same arguments, count the same patches, measure in the model's
-target, and return its ``(loss_sum, counted)``.
+Both mask as ``MaskedAutoencoder.forward`` does with the same arguments, count the same patches, measure in the
+model's target and return its ``loss_sum`` and ``counted``.
 """
 
 import torch
@@ -16,9 +16,7 @@ __all__ = ["nearest_visible", "patch_mean"]
 def patch_mean(
     model: MaskedAutoencoder, images: Tensor, noise: Tensor, mask_ratio: float, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Predict every removed patch by its own mean: one value a channel, or with norm_pix_loss, whose targets have
-    mean 0, zero.
-    """
+    """Predict every removed patch by its own mean, channel by channel; with norm_pix_loss by 0, its target's."""
     patches, patches_valid = model.patches(images, valid)
     _, removed, _ = model.random_masking(noise, mask_ratio)
     patches = take(patches, removed)  # [N, R, P]
@@ -35,9 +33,9 @@ def patch_mean(
 def nearest_visible(
     model: MaskedAutoencoder, images: Tensor, noise: Tensor, mask_ratio: float, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Predict every removed patch by the target of the visible one nearest on the grid, at a tie the first of them.
+    """Predict every removed patch by the target of the visible one nearest on the grid, the first at a tie.
 
-    Its invalid values are taken as 0: the channel's mean, or with norm_pix_loss the patch's.
+    Invalid values of that one are taken as 0: the channel's mean, or with norm_pix_loss the patch's.
     """
     patches, patches_valid = model.patches(images, valid)
     _, removed, mask = model.random_masking(noise, mask_ratio)

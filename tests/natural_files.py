@@ -1,5 +1,6 @@
 """Files for the tests of the adapter for photographs, and short ways to scan and read them."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -101,3 +102,10 @@ def tiff(image: Array, order: str = "<", compressed: bool = True, **changes: int
             shorts = struct.pack(f"{order}{len(value)}H", *value).ljust(4, b"\0")
             out += struct.pack(f"{order}HHI", tag, 3, len(value)) + shorts
     return out + bytes(4)
+
+
+def opened(path: Path) -> Image.Image:
+    """A file as Pillow reads it, closed."""
+    image = Image.open(io.BytesIO(path.read_bytes()))
+    image.load()
+    return image

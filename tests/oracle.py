@@ -1,6 +1,6 @@
-"""The masked autoencoder written out plainly in float64 numpy, from the equations alone: what mae.py must equal.
+"""The masked autoencoder written out in float64 numpy from the equations alone: what mae.py must equal.
 
-He et al. 2021 (section 3 and appendix A.1) on the pre-norm transformer of Dosovitskiy et al. 2020. Every step is done
+He et al. 2021 (section 3 and appendix A.1) on the pre-norm transformer of Dosovitskiy et al. 2020, every step
 the long way: all patches are embedded, tokens are put back in order, the decoder runs on the whole image.
 """
 
@@ -70,7 +70,9 @@ def targets(patches: Array, valid: NDArray[np.bool_], norm_pix: bool) -> tuple[A
     for place in np.ndindex(*counts.shape):
         known = patches[place][valid[place]]
         counts[place] = len(known) >= (max(2, patches.shape[-1] / 2) if norm_pix else 2)
-        if norm_pix and counts[place]:
+        if norm_pix and len(known) < 2:
+            target[place] = 0.0
+        elif norm_pix:
             target[place] = (patches[place] - known.mean()) / np.sqrt(known.var(ddof=1) + 1e-6)
     return target, counts
 

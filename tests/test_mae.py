@@ -1,5 +1,6 @@
-"""The model equals the equations, whatever the grid, the channels, the number of axes and the valid pixels."""
+"""The model equals the equations whatever the grid, the channels, the axes and the valid pixels."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from maectl.baselines import nearest_visible, patch_mean
@@ -16,6 +18,7 @@ from maectl.errors import UsageError
 from maectl.mae import MaskedAutoencoder, Output, encoder_state, kept, patch_statistics, scatter
 
 SMALL = {"width": 24, "depth": 2, "heads": 3, "decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
+EXACT = partial(torch.nn.LayerNorm, eps=1e-6)
 SHAPES = [
     pytest.param(3, (32, 32), (8, 8), id="square"),
     pytest.param(1, (16, 40), (8, 8), id="wide, one channel"),
@@ -128,7 +131,7 @@ def test_gradients_are_those_of_the_loss() -> None:
                 losses.append(model(images, noise, valid=valid).loss.item())
                 p.view(-1)[place] -= sign * width
         slope = (losses[0] - losses[1]) / (2 * width)
-        assert slope == pytest.approx(gradient.view(-1)[place].item(), rel=1e-5, abs=1e-9)
+        assert slope == pytest.approx(gradient.flatten()[place].item(), rel=1e-5, abs=1e-9)
 
 
 def test_predictions_differ_between_removed_patches() -> None:
@@ -167,7 +170,10 @@ def test_encode_is_the_encoder_with_nothing_removed() -> None:
 def test_all_valid_is_the_standard_loss_to_the_bit(norm_pix: bool) -> None:
     model = small(norm_pix_loss=norm_pix)
     images, noise = batch(model)
-    standard, masked = model(images, noise), model(images, noise, valid=torch.ones(3, 32, 32, dtype=torch.bool))
+    standard, masked = (
+        model(images, noise),
+        model(images, noise, valid=torch.ones(3, 32, 32, dtype=torch.bool)),
+    )
     for one, other in zip(standard, masked, strict=True):
         assert torch.equal(one, other)
     for one, other in zip(gradients(model, standard.loss), gradients(model, masked.loss), strict=True):
@@ -297,17 +303,133 @@ def test_baselines_equal_brute_force(norm_pix: bool, spoilt: bool) -> None:
         visible = np.flatnonzero(mask == 0)
         distance = [(p // 5 - row) ** 2 + (p % 5 - column) ** 2 for p in visible]
         found = visible[int(np.argmin(distance))]
-        if norm_pix and known[found].sum() < 2:
-            return np.zeros_like(target[found])
-        if norm_pix:  # patches too poor to count are targets nowhere, but can be the nearest
-            values = oracle.patchify(np.where(valid[:, None], images, 0).astype(float), (8, 8))
-            match = next(v for v, k in zip(values[:, found], everything[:, found], strict=True) if k is known[found])
-            there = match[known[found]]
-            return np.where(known[found], (match - there.mean()) / np.sqrt(there.var(ddof=1) + 1e-6), 0)
         return np.where(known[found], target[found], 0)
 
-    everything = None
     given = None if not spoilt else valid
     for baseline, guess in ((patch_mean, own_mean), (nearest_visible, nearest)):
         found = [t.item() for t in baseline(model, images, noise, 0.75, given)]
         assert found == pytest.approx(score(model, guess, images, noise, valid), rel=1e-5)
+
+
+# ---- the outside world -------------------------------------------------------------------------------------
+
+
+def compare_with_timm(twin: Any, channels: int, image: tuple[int, int], patch: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    decoder = {"decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2}
+    sizes = {"width": twin.embed_dim, "depth": len(twin.blocks), "heads": twin.blocks[0].attn.num_heads}
+    model = MaskedAutoencoder(channels, image, patch, **sizes, **decoder, norm_pix_loss=True).eval()
+    twin.load_state_dict(encoder_state(model), strict=True)
+    images = torch.randn(2, channels, *image)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            twin.eval().forward_features(images), model.encode(images), rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_encoder_loads_strictly_in_timm(size: str) -> None:
+    twin = timm.create_model(
+        f"vit_{size}_patch16_224", num_classes=0, global_pool="token", norm_layer=EXACT, img_size=64
+    )
+    compare_with_timm(twin, 3, (64, 64), (16, 16))
+
+
+def test_encoder_of_any_grid_and_channels_loads_strictly_in_timm() -> None:
+    twin = VisionTransformer(
+        img_size=(24, 40), patch_size=8, in_chans=5, embed_dim=48, depth=2, num_heads=3, num_classes=0,
+        global_pool="token", norm_layer=EXACT,
+    )  # fmt: skip
+    compare_with_timm(twin, 5, (24, 40), (8, 8))
+
+
+def test_names_are_the_reference_names() -> None:
+    # 150 tensors of the encoder and 104 of the decoder, as the published ViT-B has.
+    names = set(small(decoder_depth=8, depth=12).state_dict())
+    assert len(names) == 254
+    assert {"cls_token", "pos_embed", "mask_token", "decoder_pos_embed", "decoder_embed.weight"} <= names
+    assert {"decoder_blocks.7.attn.qkv.bias", "decoder_norm.weight", "decoder_pred.bias"} <= names
+
+
+def test_positions_are_not_trained() -> None:
+    frozen = [name for name, p in small().named_parameters() if not p.requires_grad]
+    assert frozen == ["pos_embed", "decoder_pos_embed"]
+
+
+def test_initial_weights_are_the_reference_distributions() -> None:
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(3, (32, 32), (8, 8), 192, 1, 3, 128, 1, 4, True)
+    for weight in (model.patch_embed.proj.weight.flatten(1), model.decoder_pred.weight):
+        bound = (6 / sum(weight.shape)) ** 0.5  # Xavier-uniform
+        assert 0.99 * bound < weight.abs().max() <= bound
+        assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+    assert not any(p.any() for name, p in model.named_parameters() if name.endswith(".bias"))
+    assert model.cls_token.std().item() == pytest.approx(0.02, rel=0.2)
+    assert model.mask_token.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+def test_bfloat16_stays_near_float32() -> None:
+    model = small()
+    images, noise = batch(model, 8)
+    exact = model(images, noise)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model(images, noise)
+    assert rough.loss.dtype == torch.float32
+    assert rough.loss.item() == pytest.approx(exact.loss.item(), rel=0.01)
+    pairs = zip(gradients(model, exact.loss), gradients(model, rough.loss), strict=True)
+    error, norm = zip(*[((one - two).norm() ** 2, one.norm() ** 2) for one, two in pairs], strict=True)
+    assert sum(error) / sum(norm) < 0.03**2
+
+
+def test_forward_is_one_graph() -> None:
+    # No value comes back to the host and no shape depends on one: the compiler sees the whole model.
+    model = small()
+    images, noise = batch(model)
+    valid = partly_valid(model)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    whole, traced = model(images, noise, valid=valid), compiled(images, noise, valid=valid)
+    torch.testing.assert_close(traced.loss, whole.loss)
+    for one, other in zip(gradients(model, traced.loss), gradients(model, whole.loss), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+# ---- refusals ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"image": (225, 100), "patch": (16, 16)},
+            r"\(16, 16\) does not divide .*\(225, 100\).* \(224, 96\)",
+        ),
+        ({"image": (8, 8), "patch": (16, 16)}, r"nearest size is \(16, 16\)"),
+        ({"image": (32, 32), "patch": (8, 8, 8)}, "both hold 2 numbers, or both 3"),
+        ({"image": (32,), "patch": (8,)}, "both hold 2 numbers, or both 3"),
+        ({"patch": (0, 8)}, "must be positive"),
+        ({"heads": 5}, "5 heads do not divide a width of 24"),
+        ({"decoder_heads": 3}, "3 heads do not divide a width of 16"),
+        ({"decoder_depth": 0}, "at least one block each, not 2 and 0"),
+    ],
+)
+def test_impossible_models_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        small(**changes)
+
+
+def test_images_of_another_shape_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"takes images of \(3, 32, 32\) .*, not of \(1, 32, 32\)"):
+        small()(torch.zeros(2, 1, 32, 32))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.01, 0.95, 1.0])
+def test_ratios_that_keep_or_remove_nothing_are_refused(ratio: float) -> None:
+    with pytest.raises(UsageError, match=f"mask ratio of {ratio} keeps"):
+        kept(16, ratio)
+
+
+def test_the_float_floor_is_minded() -> None:
+    assert int(100 * (1 - 0.9)) == 9
+    assert kept(100, 0.9) == 10
+    assert kept(196, 0.75) == 49
+    assert kept(196, 0.9) == 19

@@ -1,13 +1,12 @@
 """The adapter for photographs reads every layout, clips nothing, and says where pixels are invalid."""
 
-import io
 import struct
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from natural_files import only, png, ramp, read, rejected, rows_of, saved, tiff
+from natural_files import only, opened, png, ramp, read, rejected, rows_of, saved, tiff
 from PIL import Image
 from pydantic import ValidationError
 
@@ -19,7 +18,7 @@ from maectl_natural.pillow import Raster
 @pytest.mark.parametrize(
     ("mode", "suffix"),
     [
-        *[("L", suffix) for suffix in ("png", "bmp", "tif", "gif")],
+        *[("L", suffix) for suffix in ("png", "bmp", "tif")],
         *[("RGB", suffix) for suffix in ("png", "bmp", "tiff", "webp")],
         *[(mode, suffix) for mode in ("LA", "RGBA") for suffix in ("png", "tif")],
         ("RGBA", "webp"),
@@ -104,13 +103,9 @@ def test_cmyk_becomes_rgb_and_adobes_inverted_jpeg_comes_out_right(tmp_path: Pat
     np.testing.assert_array_equal(exact[:, 0, :2].T, [[255, 255, 255], [255, 0, 0]])
     np.testing.assert_array_equal(exact, np.moveaxis(np.asarray(cmyk.convert("RGB")), -1, 0))
     path = saved(tmp_path / "a.jpg", cmyk, quality=100)
-    assert b"Adobe" in path.read_bytes()
     close = read(path).values.astype(int)
     assert np.abs(close - exact.astype(int)).mean() < 5
-    plain = path.read_bytes().replace(b"Adobe", b"Other")  # the same numbers, not inverted
-    (tmp_path / "plain.jpg").write_bytes(plain)
-    opened = np.asarray(Image.open(io.BytesIO(plain)).convert("RGB"))
-    np.testing.assert_array_equal(read(tmp_path / "plain.jpg").values, np.moveaxis(opened, -1, 0))
+    np.testing.assert_array_equal(close, np.moveaxis(np.asarray(opened(path).convert("RGB")), -1, 0))
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -197,8 +192,8 @@ def test_other_channels_are_refused(channels: object) -> None:
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_jpeg_pixels_equal_pillows(tmp_path: Path, mode: str) -> None:
     path = saved(tmp_path / "a.jpg", Image.fromarray(ramp()).convert(mode), progressive=True)
-    opened = np.atleast_3d(np.asarray(Image.open(path)))
-    np.testing.assert_array_equal(np.moveaxis(read(path).values, 0, -1), opened)
+    expected = np.atleast_3d(np.asarray(opened(path)))
+    np.testing.assert_array_equal(np.moveaxis(read(path).values, 0, -1), expected)
 
 
 def test_a_scaled_jpeg_is_never_smaller_than_asked_and_only_of_aligned_windows(tmp_path: Path) -> None:

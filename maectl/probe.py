@@ -1,0 +1,210 @@
+"""Is an encoder any good? Frozen features, a linear (or nearest-neighbour) probe, beside honest baselines."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from maectl import checkpoint, console, device, panels, scoring
+from maectl.checkpoint import Checkpoint, Config
+from maectl.errors import DataError, RunError
+from maectl.features import Whole, features, image_statistics, load_whole, thumbnails
+from maectl.index import Index, scan
+from maectl.labels import Labels, duplicates, resolve
+from maectl.recipe import DataRecipe
+from maectl.registry import load as load_adapter
+from maectl.scoring import Evaluation
+from maectl.store import Reader
+
+__all__ = ["probe", "report"]
+
+TWINS = 3  # random initialisations that make up the baseline random_init
+KEYS = ("accuracy", "balanced_accuracy", "auroc", "f1_macro", "ci95")
+
+
+def probe(
+    run: Path,
+    folder: str,
+    *,
+    labels: Path | None,
+    method: str,
+    pool: str | None,
+    seed: int,
+    workers: int,
+    out: Path | None,
+) -> dict[str, Any]:
+    """Evaluate the encoder of ``run`` on labelled images; what ``--json`` prints.
+
+    Baselines get the same classifier, and choose pool and regularisation on the training part by themselves:
+    three random initialisations of the same model, image statistics, 16×16 thumbnails, and the commonest class.
+    With ``out`` the result is written there, and a confusion matrix beside it. Raises MaectlError.
+    """
+    found = checkpoint.load(run)
+    with tempfile.TemporaryDirectory(prefix="maectl-") as work:
+        reader = _scanned(found.config, folder, Path(work), workers)
+        known = resolve(reader.index.names(), reader.index.groups, labels_csv=labels, folder=folder, seed=seed)
+        known, whole = _loaded(reader, found.config, known, workers)
+        seen = _pretrained_on(found, reader.index, known)
+    where = device.pick()
+    encoder = _evaluated(found.model(), found.config, whole, known, where, method, pool, seed, "encoder")
+    twins = [
+        _evaluated(_twin(found.config, number), found.config, whole, known, where, method, pool, seed, f"random twin {number + 1}")
+        for number in range(TWINS)
+    ]  # fmt: skip
+    others = {
+        "image_stats": _evaluate({"stats": image_statistics(whole)}, known, method, seed),
+        "thumbnails": _evaluate({"thumbnails": thumbnails(whole, found.config)}, known, method, seed),
+        "majority": scoring.majority(known, seed),
+    }
+    result = _result(encoder, twins, others, known, seed)
+    result["notes"] = [*known.notes, *_leaks(whole, known, seen)]
+    result["test_images_seen_in_pretraining"] = seen
+    if out is not None:
+        _written(result, out)
+    return result
+
+
+def report(result: dict[str, Any]) -> str:
+    """The result for people: metrics beside baselines, the classes, and the verdict."""
+    lines = [
+        f"{result['method']} probe, {result['pool']} feature: {result['n_train']:,} training images, "
+        f"{result['n_test']:,} test images, {len(result['classes'])} classes ({result['split']})",
+        f"{'':<14}{'accuracy':>10}{'balanced':>10}{'F1 macro':>10}{'AUROC':>10}   95 % interval",
+        _row("encoder", result),
+        *(_row(name, result["baselines"][name]) for name in result["baselines"]),
+        "",
+        f"{'class':<24}{'precision':>10}{'recall':>10}{'F1':>10}{'images':>10}",
+        *(
+            f"{each['class'][:23]:<24}{each['precision']:>10.3f}{each['recall']:>10.3f}{each['f1']:>10.3f}{each['support']:>10,}"
+            for each in result["per_class"]
+        ),
+        "",
+        *(f"note: {note}" for note in result["notes"]),
+        f"verdict: {result['verdict']}",
+    ]
+    return "\n".join(lines)
+
+
+def _scanned(config: Config, folder: str, work: Path, workers: int) -> Reader:
+    kind = load_adapter(config.adapter)
+    options = {name: value for name, value in config.options.items() if name != "channels"}
+    recipe = DataRecipe(channels=config.options["channels"], options=options)
+    with console.task("scanning") as advance:
+        found = scan([folder], kind, recipe, work / "index.arrow", workers=workers, progress=lambda n: advance(n, None))
+    if found.rejects.rows:
+        _, paths, _, reason = found.rejects.rows[0]
+        console.warn(f"{len(found.rejects):,} images cannot be used, e.g. {paths}: {reason}")
+    units = {source.unit for source, _ in found.index.kinds}
+    if units != {config.unit}:
+        raise DataError(
+            f"the encoder was trained on values in {config.unit}, {folder} holds {', '.join(sorted(units))}: "
+            "bring them to the same unit"
+        )
+    return Reader(found.index, found.adapter)
+
+
+def _loaded(reader: Reader, config: Config, labels: Labels, workers: int) -> tuple[Labels, Whole]:
+    """The labelled images, and the labels of those that can be read."""
+    with console.task("reading") as advance:
+        whole, bad = load_whole(reader, config, labels.rows, workers, advance)
+    if not bad:
+        return labels, whole
+    place, reason = bad[0]
+    console.warn(f"{len(bad):,} images cannot be read, e.g. {reader.index[int(labels.rows[place])].paths[0]}: {reason}")
+    keep = np.setdiff1d(np.arange(len(labels.rows)), [place for place, _ in bad])
+    kept = replace(
+        labels, targets=labels.targets[keep], rows=labels.rows[keep], train=labels.train[keep],
+        groups=labels.groups[keep], notes=[*labels.notes, f"left out, unreadable: {len(bad)} images"],
+    )  # fmt: skip
+    if kept.train.all() or not kept.train.any():
+        raise DataError("no readable image is left in the training or the test part")
+    return kept, whole
+
+
+def _twin(config: Config, number: int) -> torch.nn.Module:
+    """The same model with fresh weights."""
+    torch.manual_seed(1_000_003 + number)
+    return config.build_model()
+
+
+def _evaluated(
+    model: Any, config: Config, whole: Whole, labels: Labels, where: torch.device, method: str, pool: str | None,
+    seed: int, name: str,
+) -> Evaluation:  # fmt: skip
+    with console.task(f"features of the {name}") as advance:
+        found = features(model, config, whole, where, advance)
+    return _evaluate(found, labels, method, seed, pool)
+
+
+def _evaluate(
+    found: dict[str, npt.NDArray[np.float32]], labels: Labels, method: str, seed: int, pool: str | None = None
+) -> Evaluation:
+    return scoring.evaluate(found, labels, method=method, pool=pool, seed=seed)
+
+
+def _result(
+    encoder: Evaluation, twins: Sequence[Evaluation], others: dict[str, Evaluation], labels: Labels, seed: int
+) -> dict[str, Any]:
+    metrics = encoder.metrics
+    words = {"image_stats": "image statistics", "thumbnails": "16×16 thumbnails", "majority": "the commonest class"}
+    rivals = {words[name]: evaluation for name, evaluation in others.items()}
+    baselines = {"random_init": scoring.average(twins, labels, seed)}
+    baselines |= {name: {key: evaluation.metrics[key] for key in KEYS} for name, evaluation in others.items()}
+    return {
+        "method": encoder.method,
+        "pool": encoder.pool,
+        "strength": encoder.strength,
+        "classes": list(labels.classes),
+        "split": labels.split,
+        "n_train": int(labels.train.sum()),
+        "n_test": int((~labels.train).sum()),
+        **{key: metrics[key] for key in KEYS},
+        **{key: metrics[key] for key in ("ci95_reason", "auroc_reason", "headline", "per_class", "confusion")},
+        "baselines": baselines,
+        "verdict": scoring.verdict(encoder, twins, rivals, labels, seed),
+    }
+
+
+def _leaks(whole: Whole, labels: Labels, seen: int | None) -> list[str]:
+    hashes = np.array([hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=8).digest() for image in whole.images])
+    copies = duplicates(hashes[labels.train], hashes[~labels.train])
+    notes = [f"{copies} test images are exact copies of training images"] if copies else []
+    if seen:
+        notes.append(f"{seen} test images were among those the encoder was pretrained on (without labels)")
+    return notes
+
+
+def _pretrained_on(found: Checkpoint, index: Index, labels: Labels) -> int | None:
+    """How many test images lie in the run's own index; None where the checkpoint is not in a run folder."""
+    for folder in (found.path, *found.path.parents[:2]):
+        if (folder / "index.arrow").is_file() and (folder / "run.json").is_file():
+            known = Index(folder / "index.arrow")
+            inside = {Path(root, path) for number, root in enumerate(known.folders) for path in known.files(number)}
+            test = labels.rows[~labels.train]
+            return sum(any(Path(path) in inside for path in index[int(row)].files) for row in test)
+    return None
+
+
+def _written(result: dict[str, Any], out: Path) -> None:
+    try:
+        out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        if result["confusion"] is not None:
+            panels.confusion(np.array(result["confusion"]), result["classes"], out.with_suffix(".png"))
+    except OSError as error:
+        raise RunError(f"--out {out} cannot be written: {error.strerror}") from None
+
+
+def _row(name: str, metrics: dict[str, Any]) -> str:
+    cells = "".join(
+        f"{'-':>10}" if metrics[key] is None else f"{metrics[key]:>10.3f}"
+        for key in ("accuracy", "balanced_accuracy", "f1_macro", "auroc")
+    )
+    interval = metrics.get("ci95")
+    return f"{name:<14}{cells}   " + ("-" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}")
