@@ -1,7 +1,7 @@
 """What a loss is to be compared with: two trivial predictions, scored as the model's own are.
 
-Both mask as ``MaskedAutoencoder.forward`` does with the same arguments, count the same patches, measure in the
-model's target and return its ``loss_sum`` and ``counted``.
+Both mask as ``MaskedAutoencoder.forward`` does with the same arguments, count the same patches, measure in
+the model's target and return its ``loss_sum`` and ``counted``.
 """
 
 import torch
@@ -16,7 +16,7 @@ __all__ = ["nearest_visible", "patch_mean"]
 def patch_mean(
     model: MaskedAutoencoder, images: Tensor, noise: Tensor, mask_ratio: float, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Predict every removed patch by its own mean, channel by channel; with norm_pix_loss by 0, its target's."""
+    """Predict every removed patch by its own mean, channel by channel, or with norm_pix_loss by 0."""
     patches, patches_valid = model.patches(images, valid)
     _, removed, _ = model.random_masking(noise, mask_ratio)
     patches = take(patches, removed)  # [N, R, P]

@@ -1,0 +1,179 @@
+"""What is in a folder, from all headers and a sample of the pixels; no torch, nothing written."""
+
+import hashlib
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maectl import console
+from maectl.adapter import Pixels, Source
+from maectl.errors import Unreadable
+from maectl.index import Index
+from maectl.prepare import scan_with_recipe
+from maectl.recipe import Recipe
+from maectl.stats import Statistics, gather
+from maectl.store import Reader, in_order
+
+__all__ = ["inspect", "report"]
+
+SAMPLED = 256  # sources whose pixels are looked at
+
+
+def inspect(folders: Sequence[str], *, adapter: str | None, workers: int) -> dict[str, Any]:
+    """What ``--json`` prints. Raises DataError where nothing can be used."""
+    with tempfile.TemporaryDirectory(prefix="maectl-") as work:
+        chosen, found = scan_with_recipe(folders, None, adapter, (), Path(work), workers)
+        index: Index = found.index
+        rows = np.linspace(0, len(index) - 1, min(SAMPLED, len(index))).astype(int)
+        pixels, undecodable = _sampled(Reader(index, found.adapter), rows, workers or os.cpu_count() or 1)
+        statistics = gather(pixels) if pixels else None
+        copies = _duplicates(index)
+        return {
+            "adapter": found.adapter.name,
+            "images": len(index),
+            "rejected": len(found.rejects),
+            "foreign_files": found.foreign,
+            "groups": len(np.unique(index.groups)),
+            "channels": _shares(index, lambda source: "/".join(source.channels)),
+            "dtypes": _shares(index, lambda source: source.dtype),
+            "sizes": _sizes(index),
+            "spacing": _spacing(index),
+            "unit": sorted({source.unit for source, _ in index.kinds}),
+            "value_range": None if statistics is None else [min(statistics.minimum), max(statistics.maximum)],
+            "statistics": None if statistics is None else statistics.json(),
+            "invalid_fraction": None if statistics is None else statistics.invalid_fraction,
+            "duplicates": copies,
+            "problems": _problems(found, undecodable, copies, statistics, chosen),
+            "rejects": [{"paths": p, "reason": reason} for _, p, _, reason in found.rejects.rows],
+            "recipe": chosen.model_dump(mode="json"),
+        }
+
+
+def report(result: dict[str, Any]) -> str:
+    """The result for people."""
+    sizes = result["sizes"]
+    low, middle, high = ("x".join(map(str, sizes[key])) for key in ("smallest", "median", "largest"))
+    lines = [
+        f"adapter   {result['adapter']}",
+        f"images    {result['images']:,} in {result['groups']:,} groups; {result['rejected']:,} rejected, "
+        f"{result['foreign_files']:,} other files, {result['duplicates']:,} exact copies",
+        f"channels  {_counted(result['channels'])}",
+        f"values    {_counted(result['dtypes'])}; unit {', '.join(result['unit'])}",
+        f"sizes     {low} smallest, {middle} median, {high} largest",
+    ]
+    if result["spacing"] is not None:
+        lines.append(f"spacing   {result['spacing']}")
+    if result["value_range"] is not None:
+        low_value, high_value = result["value_range"]
+        lines.append(f"range     {low_value:g} to {high_value:g}; {result['invalid_fraction']:.2%} of the pixels invalid")
+    lines += [f"problem   {problem}" for problem in result["problems"]]
+    lines += [f"rejected  {each['paths']}: {each['reason']}" for each in result["rejects"][:10]]
+    model = result["recipe"]["model"]
+    lines.append(
+        f"recipe    {model['size']}, image {model['image_size']}, patch {model['patch_size']}, mask {model['mask_ratio']}"
+    )
+    return "\n".join(lines)
+
+
+def _sampled(reader: Reader, rows: Any, workers: int) -> tuple[list[Pixels], list[tuple[int, str]]]:
+    def read(row: int) -> Pixels | tuple[int, str]:
+        try:
+            return reader.read(int(row))
+        except Unreadable as error:
+            return int(row), str(error)
+
+    with console.task("reading a sample") as advance:
+        found = []
+        for done, each in enumerate(in_order(read, rows, workers), 1):
+            advance(done, len(rows))
+            found.append(each)
+    good = [each for each in found if isinstance(each, Pixels)]
+    return good, [each for each in found if not isinstance(each, Pixels)]
+
+
+def _shares(index: Index, word: Any) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for source, count in index.kinds:
+        counts[word(source)] += count
+    return dict(counts.most_common())
+
+
+def _sizes(index: Index) -> dict[str, Any]:
+    shapes = index.shapes[:, 1:]
+    order = np.argsort(shapes.prod(axis=1, dtype=np.int64), kind="stable")
+    return {
+        "smallest": shapes[order[0]].tolist(),
+        "median": np.median(shapes, axis=0).astype(int).tolist(),
+        "largest": shapes[order[-1]].tolist(),
+        "distinct": len(np.unique(shapes, axis=0)),
+    }
+
+
+def _spacing(index: Index) -> dict[str, Any] | None:
+    spacings = [index[int(row)].spacing for row in np.linspace(0, len(index) - 1, min(SAMPLED, len(index)))]
+    known = np.array([spacing for spacing in spacings if spacing is not None])
+    if len(known) == 0:
+        return None
+    return {"median": np.median(known, axis=0).tolist(), "unknown": len(spacings) - len(known)}
+
+
+def _duplicates(index: Index) -> int:
+    """How many sources are byte for byte a copy of an earlier one; only equal sizes are read whole."""
+    sizes = Counter[tuple[int, ...]]()
+    sources: list[tuple[tuple[int, ...], Source]] = []
+    for row in range(len(index)):
+        source = index[row]
+        try:
+            size = tuple(os.path.getsize(path) for path in source.files)
+        except OSError:  # gone since the scan
+            continue
+        sizes[size] += 1
+        sources.append((size, source))
+    seen: set[bytes] = set()
+    copies = 0
+    for size, source in sources:
+        if sizes[size] == 1:
+            continue
+        digest = hashlib.blake2b(repr(source.key).encode())
+        for path in source.files:
+            digest.update(Path(path).read_bytes())
+        copies += digest.digest() in seen
+        seen.add(digest.digest())
+    return copies
+
+
+def _problems(
+    found: Any, undecodable: list[tuple[int, str]], copies: int, statistics: Statistics | None, chosen: Recipe
+) -> list[str]:
+    index: Index = found.index
+    problems = list(found.notes)
+    dtypes = {source.dtype for source, _ in index.kinds}
+    if len(dtypes) > 1:
+        problems.append(
+            f"images of {', '.join(sorted(dtypes))} share one scale as they are: take them apart with data.include, "
+            "or set data.normalize=image"
+        )
+    if undecodable:
+        row, reason = undecodable[0]
+        problems.append(
+            f"{len(undecodable)} of {min(SAMPLED, len(index))} sampled images have a good header and do not decode, "
+            f"e.g. {index[row].paths[0]}: {reason}"
+        )
+    if copies:
+        problems.append(f"{copies:,} images are exact copies of others")
+    if statistics is not None and min(statistics.std) == 1 and statistics.minimum == statistics.maximum:
+        problems.append("every pixel looked at has the same value")
+    small = (index.shapes[:, 1:] < np.array(chosen.model.patch_size)).any(axis=1).sum()
+    if small:
+        problems.append(f"{small:,} images are smaller than one patch and would be left out")
+    return problems
+
+
+def _counted(shares: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in shares.items())
+

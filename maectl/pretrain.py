@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maectl import checkpoint, console, device, run
+from maectl import checkpoint, console, device, panels, run
 from maectl.dataset import Batch, normalise
 from maectl.heldout import verdict
 from maectl.index import write_quarantine
@@ -147,7 +147,10 @@ def _save(training: Training, step: int, milestones: set[int], progress: Progres
     about["loss_last"] = training.held.loss(training.model, mask_ratio)
     about["step"], about["rejected"] = step, len(training.rejects)
     about["seconds"] += progress.lap()
-    progress.measured(step, about["loss_last"])
+    pictures = panels.training_samples(
+        training.model, training.held.batches[0], training.views.normalizer, training.config, mask_ratio, training.device
+    )
+    progress.measured(step, about["loss_last"], pictures)
     checkpoint.save(out, step, training.model, training.config, training.optimizer, {"step": step})
     checkpoint.save_encoder(out, training.model, training.config)
     checkpoint.prune(out, training.recipe.train.keep, milestones)

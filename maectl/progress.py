@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from maectl import checkpoint, console, device
@@ -62,14 +65,17 @@ class Progress:
         self._account(now, step)
         self.meter.show(step, self._state(losses[-1], speed, step, now))
 
-    def measured(self, step: int, loss: float) -> None:
-        """The held-out loss at a step."""
+    def measured(self, step: int, loss: float, pictures: npt.NDArray[np.uint8] | None = None) -> None:
+        """The held-out loss at a step, and reconstructions of held-out images, RGB [H, W, 3]."""
         baselines = self.about["baselines"]
         self.log.add(step=step, held_out=loss, **{f"baseline_{name}": value for name, value in baselines.items()})
         self.log.flush()
         self.board.add_scalar("loss/held_out", loss, step)
         for name, value in baselines.items():
             self.board.add_scalar(f"loss/baseline_{name}", value, step)
+        if pictures is not None:
+            Image.fromarray(pictures).save(self.out / "samples" / f"step-{step:07d}.png")
+            self.board.add_image("reconstructions", pictures, step, dataformats="HWC")
 
     def pause(self, since: float) -> None:
         """Time spent since then on measuring and saving does not count as training."""

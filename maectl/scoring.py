@@ -104,11 +104,7 @@ def pick(
     for pool, x in features.items():
         losses = np.full((repeats, len(grid)), np.inf)
         for repeat in range(repeats):
-            held = split(targets, groups, HELD_OUT, (seed, repeat))
-            if not held.any() or held.all():
-                raise UsageError(
-                    "the training part is one group: a probe needs two to choose its strength on"
-                )
+            held = _held_out(targets, groups, (seed, repeat))
             for i, found in enumerate(path(x[~held], targets[~held], x[held], grid, _classes(targets))):
                 losses[repeat, i] = loss(targets[held], found)
                 if i - losses[repeat].argmin() >= 3:
@@ -117,6 +113,15 @@ def pick(
         if best[2] > mean.min():
             best = (pool, float(grid[mean.argmin()]), float(mean.min()))
     return best
+
+
+def _held_out(targets: Targets, groups: Ints, seed: tuple[int, int]) -> Mask:
+    """Held-out items of the training part, bool [N], by group, or by item where there are too few groups."""
+    for units in (groups, np.arange(len(groups))):
+        held = split(targets, units, HELD_OUT, seed)
+        if held.any() and not held.all():
+            return held
+    raise UsageError(f"{len(groups)} training images are too few for a probe: give every class two or more")
 
 
 def evaluate(
@@ -272,6 +277,8 @@ def verdict(
 
 
 def _compared(name: str, difference: float, interval: tuple[float, float] | None) -> str:
+    if not np.isfinite(difference):
+        return f"cannot be compared with {name}"
     points = f"{100 * difference:+.1f}"
     if interval is None:
         return f"scores {points} against {name}"
@@ -311,7 +318,7 @@ def _mean(every: Sequence[Metric]) -> Metric:
 def _mean_auroc(
     true: Mask, probabilities: Array, classes: Sequence[str], several: bool
 ) -> tuple[float | None, str | None]:
-    mixed = true.any(axis=0) & ~true.all(axis=0)
+    mixed = np.asarray(true.any(axis=0) & ~true.all(axis=0))
     missing = ", ".join(name for k, name in enumerate(classes) if not mixed[k])
     if not (mixed.any() if several else mixed.all()):
         return None, f"without both present and absent test images: {missing}"

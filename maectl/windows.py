@@ -11,7 +11,7 @@ import numpy.typing as npt
 from maectl.adapter import Window
 from maectl.errors import UsageError
 
-__all__ = ["Crop", "Draws", "cover", "crop_pixels", "draw", "place", "ramp"]
+__all__ = ["Crop", "Draws", "cover", "crop_pixels", "draw", "place", "ramp", "shares"]
 
 TRIES = 10  # shapes tried until one fits the image, as torchvision's RandomResizedCrop
 Floats = npt.NDArray[np.float64]
@@ -120,4 +120,18 @@ def ramp(size: int, starts: list[int], which: int) -> Floats:
     if which + 1 < len(starts):
         shared = starts[which] + size - starts[which + 1]
         weights[size - shared :] = np.minimum(weights[size - shared :], (np.arange(shared, 0, -1)) / (shared + 1))
+    return weights
+
+
+def shares(size: int, starts: list[int]) -> Floats:
+    """Blending weights [T, size] of every window of a `cover`, which sum to 1 at each place they cover.
+
+    Three windows can meet at a place, where the ramps alone do not sum to 1.
+    """
+    weights = np.array([ramp(size, starts, which) for which in range(len(starts))])
+    total = np.zeros(starts[-1] + size)
+    for start, own in zip(starts, weights, strict=True):
+        total[start : start + size] += own
+    for start, own in zip(starts, weights, strict=True):
+        own /= total[start : start + size]
     return weights

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +13,14 @@ from PIL import Image
 from maectl.adapter import Files, Pixels, Reject, Source
 from maectl_natural import Natural
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 
 def ramp(height: int = 40, width: int = 60, channels: int = 3, top: int = 255) -> Array:
     """A smooth image [H, W, C], from 0 to ``top``, another in each channel."""
     rows, columns = np.mgrid[:height, :width]
     ramps = [columns / (width - 1), rows / (height - 1), (rows + columns) / (height + width - 2)]
-    image = np.rint(np.stack(ramps[:channels], -1) * top)
+    image: Array = np.rint(np.stack(ramps[:channels], -1) * top)
     return image.astype(np.uint8 if top < 256 else np.uint16)
 
 
@@ -46,7 +47,7 @@ def read(path: Path, adapter: Natural | None = None) -> Pixels:
     return pixels
 
 
-def saved(path: Path, image: Image.Image, **options: object) -> Path:
+def saved(path: Path, image: Image.Image, **options: Any) -> Path:
     image.save(path, **options)
     return path
 
@@ -65,7 +66,7 @@ def rows_of(image: Array) -> bytes:
     return b"".join(b"\0" + row.tobytes() for row in swapped)
 
 
-def tiff(image: Array, order: str = "<", compressed: bool = True, **changes: int) -> bytes:
+def tiff(image: Array, order: Literal["<", ">"] = "<", compressed: bool = True, **changes: int) -> bytes:
     """A TIFF of one strip spelled out by hand: tags may be changed by name."""
     height, width, samples = image.shape
     data = image.astype(image.dtype.newbyteorder(order)).tobytes()

@@ -1,7 +1,7 @@
 """138 real files, broken or odd: none is fatal, none half-read in silence, none makes a sound.
 
-They lie beside the repository where it is developed (``../shared/data/bad``); without them this file is skipped,
-and the same failures are made by hand in ``test_natural_scan.py``.
+They lie beside the repository (``../shared/data/bad``) where they are kept at all; without them these tests
+are skipped, and ``test_natural_scan.py`` makes the same kinds of damage by hand.
 """
 
 import os

@@ -3,6 +3,7 @@
 import struct
 import threading
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -123,7 +124,7 @@ def test_cmyk_becomes_rgb_and_adobes_inverted_jpeg_comes_out_right(tmp_path: Pat
     ],
 )
 def test_a_tiff_is_read_exactly_in_either_byte_order(
-    tmp_path: Path, order: str, compressed: bool, stored: str, samples: int, kept: str
+    tmp_path: Path, order: Literal["<", ">"], compressed: bool, stored: str, samples: int, kept: str
 ) -> None:
     image = np.random.default_rng(1).integers(-(2**15), 2**15, (8, 6, samples)).astype(stored)
     image[0, 0, -1] = 0
@@ -146,6 +147,10 @@ def test_odd_tiffs_are_read_right_or_refused_with_a_reason(tmp_path: Path) -> No
     premultiplied = np.array([[[100, 200, 300, 32768], [5, 5, 5, 0]]], np.uint16)
     path.write_bytes(tiff(premultiplied, extra=1))
     np.testing.assert_array_equal(read(path).values[:, 0, 0], [200, 400, 600])
+    video = Image.fromarray(ramp()).convert("YCbCr")
+    np.testing.assert_array_equal(
+        read(saved(path, video)).values, np.moveaxis(np.asarray(video.convert("RGB")), -1, 0)
+    )
     path.write_bytes(tiff(premultiplied, extra=0))
     assert "satellite" in rejected(path)
     path.write_bytes(tiff(np.zeros((2, 2, 1))))
@@ -186,7 +191,7 @@ def test_channels_are_repeated_or_reduced_by_luma(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", [2, 0, True, "3", "grey", ["red"], ["blue", "green", "red"], None])
 def test_other_channels_are_refused(channels: object) -> None:
     with pytest.raises(ValidationError, match="use auto, 1, 3"):
-        Natural(channels=channels)  # type: ignore[arg-type]
+        Natural(channels=channels)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])

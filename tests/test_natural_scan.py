@@ -1,5 +1,6 @@
 """The adapter for photographs tells images from other files, by their headers, and turns them upright."""
 
+import contextlib
 import os
 import struct
 import subprocess
@@ -122,6 +123,7 @@ def test_content_decides_and_foreign_files_are_passed_over(tmp_path: Path) -> No
         ("a.jpg", b"\xff\xd8\xff\xc0\0\x0b\x08\0\1\0\1\2\0\0\0", "2 components"),
         ("a.jpg", b"\xff\xd8\xff\xc0\0\x0b\x08\0\0\0\1\1\0\0\0", "0 pixels"),
         ("a.jpg", b"\xff\xd8\xff\xc0\0\x0b\x08", "truncated"),
+        ("a.jpg", b"\xff\xd8\xff\xff\x01\xff\xd0\xff\xda\0\0", "no frame header"),
         ("a.jpg", b"\xff\xd8\xff", "truncated"),
         ("a.jpg", b"\xff\xd8\xff\xe0\0\x02junk", "damaged JPEG"),
         ("a.png", b"\x89PNG\r\n\x1a\n", "first chunk"),
@@ -201,3 +203,24 @@ for found in Natural().scan(Files(sys.argv[1])):
         check=True,
     )
     assert ran.stdout + ran.stderr == ""
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif", "gif"])
+def test_damage_anywhere_ends_in_a_reject_or_unreadable_or_an_image_of_its_shape(
+    tmp_path: Path, suffix: str
+) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 20, 3), np.uint8))
+    path = saved(tmp_path / f"a.{suffix}", noise)
+    whole, outcomes = path.read_bytes(), set()
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        data = bytearray(whole)
+        for place in rng.integers(8, min(len(data), 400 if seed % 2 else 10**6), rng.integers(1, 6)):
+            data[place] = rng.choice(np.array([0, 255, 1 << rng.integers(8)]))
+        path.write_bytes(data)
+        (found,) = Natural(max_pixels=10**6).scan(Files(path))
+        if isinstance(found, Source):
+            with contextlib.suppress(Unreadable):
+                assert Natural().read(found).values.shape == found.shape
+        outcomes.add(type(found))
+    assert Source in outcomes

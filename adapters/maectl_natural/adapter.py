@@ -66,7 +66,7 @@ class Natural(Adapter):
         """
         raster = load(source, window, shape)
         count = count_of(self.channels, unpack_key(source.key)[1])
-        # Channels stay last in memory: the copy costs more than the decoding, and torch resizes that as fast.
+        # Channels stay last in memory: to make them first costs more than the decoding.
         values = np.require(repaint(raster.values, count), requirements=["C", "W"])
         return Pixels(np.moveaxis(values, -1, 0), valid(raster))
 

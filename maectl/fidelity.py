@@ -1,0 +1,95 @@
+"""How close a reconstruction is, in the image's unit, beside what two trivial predictions make of the same patches.
+
+Shapes: C channels, S the image's spatial shape, M pixels measured.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from maectl.adapter import Pixels
+from maectl.tiling import Layout, Mask, back, places, spread
+
+__all__ = ["MEANS", "compared", "fidelity", "mean", "nearest_visible", "patch_means"]
+
+RIVALS = ("patch_mean", "nearest_visible")
+MEANS = tuple(f"{measure}_{name}" for name in ("masked", *RIVALS) for measure in ("mse", "psnr"))
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+
+def fidelity(
+    values: npt.NDArray[Any], predicted: Floats, at: Bools, peak: float, rivals: dict[str, Floats]
+) -> dict[str, Any]:
+    """``mse_NAME`` and ``psnr_NAME`` of the prediction (``masked``) and its rivals, over the pixels ``at``.
+
+    ``values`` and predictions are [C, *S], ``at`` bool [*S], rivals [C, M]. PSNR, in dB, is None where nothing is
+    wrong or the peak is 0.
+    """
+    truth = values[:, at].astype(np.float32)
+    result: dict[str, Any] = {"psnr_peak": peak, "pixels": int(at.sum())}
+    for name, prediction in {"masked": predicted[:, at], **rivals}.items():
+        error = float(np.square(prediction - truth, dtype=np.float64).mean())
+        result[f"mse_{name}"] = error
+        result[f"psnr_{name}"] = 10 * float(np.log10(peak**2 / error)) if error > 0 and peak > 0 else None
+    return result
+
+
+def patch_means(values: npt.NDArray[Any], at: Bools, cells: tuple[int, ...]) -> Floats:
+    """[C, M] each pixel of ``at`` predicted by the mean of those pixels of its patch, channel by channel."""
+    patch = np.ravel_multi_index(np.ix_(*places(at.shape, cells)), cells)[at]  # [M]
+    count = np.maximum(np.bincount(patch), 1)
+    means = [(np.bincount(patch, weights=channel[at]) / count)[patch] for channel in values]
+    return np.array(means, np.float32)
+
+
+def nearest_visible(seen: Pixels, plan: Layout, chosen: Sequence[Mask], extent: tuple[int, ...]) -> Floats:
+    """[C, *S] every pixel of a removed patch predicted by the visible patch nearest on the lattice.
+
+    ``seen`` is the image at the model's scale, and what is copied comes back from there as predictions do. With
+    several masks a patch is copied to where its prediction is used; invalid pixels count as the channel's mean.
+    """
+    from scipy import ndimage  # half a second of imports
+
+    patches = _split(seen.values.astype(np.float32), plan)
+    copied = np.zeros_like(patches)
+    everywhere = np.zeros(plan.cells, np.bool_)
+    for mask in chosen:
+        removed, used = spread(mask.removed, plan.cells), spread(mask.used, plan.cells)
+        nearest = ndimage.distance_transform_edt(removed, return_distances=False, return_indices=True)
+        copied[used] = patches[tuple(nearest[:, used])]
+        everywhere |= used
+    return back(_joined(copied, plan), everywhere, plan.patch, extent)[0]
+
+
+def _split(values: Floats, plan: Layout) -> Floats:
+    """[C, *size] -> [*G, C, *patch]."""
+    axes = len(plan.size)
+    pairs = [side for pair in zip(plan.cells, plan.patch, strict=True) for side in pair]
+    return values.reshape(-1, *pairs).transpose(*range(1, 2 * axes, 2), 0, *range(2, 2 * axes + 1, 2))
+
+
+def _joined(patches: Floats, plan: Layout) -> Floats:
+    """[*G, C, *patch] -> [C, *size]."""
+    axes = len(plan.size)
+    pairs = [side for axis in range(axes) for side in (axis, axes + 1 + axis)]
+    return np.ascontiguousarray(patches.transpose(axes, *pairs)).reshape(-1, *plan.size)
+
+
+def mean(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over images (of PSNR, too: not the PSNR of a mean), None where no image has a value."""
+    known = {key: [entry[key] for entry in entries if entry[key] is not None] for key in MEANS}
+    return {key: float(np.mean(values)) if values else None for key, values in known.items()}
+
+
+def compared(entry: dict[str, Any]) -> str:
+    """The PSNR beside its rivals', in words."""
+    ours, means, nearest = (
+        "-" if entry[f"psnr_{name}"] is None else f"{entry[f'psnr_{name}']:.2f} dB"
+        for name in ("masked", *RIVALS)
+    )
+    return (
+        f"PSNR {ours} over removed patches (each patch's own mean {means}, nearest visible patch {nearest})"
+    )

@@ -1,0 +1,262 @@
+"""The pictures: values as colours, panels side by side under titles, held-out samples, a confusion matrix.
+
+Shapes: values [C, H, W], or [C, D, H, W] of which the middle slice is shown; pictures uint8 RGB [H, W, 3].
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from maectl.checkpoint import Config
+from maectl.dataset import Batch, normalise
+from maectl.tiling import places, predict
+from maectl.mae import MaskedAutoencoder
+from maectl.stats import Normalizer
+
+__all__ = ["LEAK", "confusion", "error_panel", "panel", "sheet", "training_samples"]
+
+SAMPLES = 6  # images of a batch that are shown while training
+SMALLEST, LARGEST = 256, 512  # px: a panel's longer side is enlarged to about the first, shrunk to the second
+LEAK = "patch mean and deviation taken from the original"  # said wherever norm_pix_loss predictions are shown
+PAPER, INK, GAP = (255, 255, 255), (32, 32, 32), 8
+HATCH = (np.array((186, 186, 186), np.uint8), np.array((142, 142, 142), np.uint8))
+INVALID = np.array((90, 90, 110), np.uint8)
+HEAT = np.array(
+    [(0, 0, 0), (58, 10, 90), (150, 30, 95), (222, 75, 50), (250, 165, 30), (255, 255, 190)], float
+)
+BLUE = np.array((8, 64, 130), float)
+Bytes = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
+Values = npt.NDArray[Any]
+
+
+def colours(values: Values, config: Config) -> Bytes:
+    """Values [C, H, W] in the images' unit as RGB, by ``display`` of the run's recipe.
+
+    By default 8-bit values are shown as they are, others from their channel's 0.5 to its 99.5 % percentile; one
+    or two channels in grey (the first), more by the first three.
+    """
+    chosen = config.display.channels or ((0, 1, 2) if len(values) > 2 else (0,))
+    if config.display.range is not None:
+        low, high = (np.full(len(chosen), side) for side in config.display.range)
+    elif config.dtype == "uint8":
+        low, high = np.zeros(len(chosen)), np.full(len(chosen), 255.0)
+    else:
+        low, high = (
+            np.array([config.statistics[name][each] for each in chosen]) for name in ("p0_5", "p99_5")
+        )
+    spread = np.where(high > low, high - low, 1)
+    scaled = (values[list(chosen)].astype(np.float32) - low[:, None, None]) / spread[:, None, None]
+    shown = np.rint(255 * np.clip(np.nan_to_num(scaled), 0, 1)).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(np.moveaxis(shown, 0, -1), (*values.shape[1:], 3)))
+
+
+def panel(
+    values: Values, config: Config, hidden: Bools | None = None, invalid: Bools | None = None
+) -> Image.Image:
+    """Values [C, *S] as a panel: hatched where ``hidden``, flat grey where ``invalid`` (bool [*S])."""
+    if values.ndim == 4:
+        middle = values.shape[1] // 2
+        hidden, invalid = (None if each is None else each[middle] for each in (hidden, invalid))
+        values = values[:, middle]
+    return _finished(Image.fromarray(colours(values, config)), hidden, invalid)
+
+
+def error_panel(
+    error: Values, top: float, hidden: Bools | None = None, invalid: Bools | None = None
+) -> Image.Image:
+    """An error [*S] as a panel: black is 0, pale yellow ``top`` or more."""
+    if error.ndim == 3:
+        middle = error.shape[0] // 2
+        hidden, invalid = (None if each is None else each[middle] for each in (hidden, invalid))
+        error = error[middle]
+    return _finished(Image.fromarray(_heat(error / top)), hidden, invalid)
+
+
+def sheet(
+    titles: Sequence[str],
+    rows: Sequence[Sequence[Image.Image]],
+    notes: Sequence[str] = (),
+    scale: float | None = None,
+) -> Bytes:
+    """Rows of panels under a title each, one in the middle of its cell, with lines of notes below.
+
+    A title may have several lines, of which the first is the largest. With ``scale`` the last title gets a
+    colour bar from 0 to it.
+    """
+    heads = [
+        _head(title, scale if column == len(titles) - 1 else None) for column, title in enumerate(titles)
+    ]
+    widths = [max(head.width, *(row[column].width for row in rows)) for column, head in enumerate(heads)]
+    top = max(head.height for head in heads)
+    foot = [_text(note, 13) for note in notes]
+    width = max(GAP + sum(each + GAP for each in widths), *(2 * GAP + note.width for note in foot), 0)
+    height = top + GAP + sum(max(each.height for each in row) + GAP for row in rows)
+    canvas = Image.new("RGB", (width, height + sum(note.height + GAP // 2 for note in foot)), PAPER)
+    y = GAP // 2
+    for number, row in enumerate([heads, *rows]):
+        x = GAP
+        for each, cell in zip(row, widths, strict=True):
+            canvas.paste(each, (x + (0 if number == 0 else (cell - each.width) // 2), y))
+            x += cell + GAP
+        y = top + GAP if number == 0 else y + max(each.height for each in row) + GAP
+    for note in foot:
+        canvas.paste(note, (GAP, y))
+        y += note.height + GAP // 2
+    return np.array(canvas)
+
+
+@torch.no_grad()
+def training_samples(
+    model: MaskedAutoencoder,
+    batch: Batch,
+    normalizer: Normalizer,
+    config: Config,
+    mask_ratio: float,
+    device: torch.device,
+) -> Bytes:
+    """The first six images of a batch, a row each: original, masked by the batch's noise, predicted, pasted."""
+    few = slice(0, SAMPLES)
+    own = few if len(batch.mean) > 1 else slice(None)
+    valid = None if batch.valid is None else batch.valid[few]
+    part = batch._replace(images=batch.images[few], valid=valid, mean=batch.mean[own], std=batch.std[own])
+    images, valid = normalise(part, normalizer, device)
+    predicted, mask = predict(model, images, batch.noise[few].to(device), mask_ratio, valid)
+    extra = (1,) * (images.ndim - 2)
+    mean, std = (each.to(device).view(*each.shape, *extra) for each in (part.mean, part.std))
+    restored = (predicted * std + mean).cpu().numpy()
+    removed = mask[..., None].expand(-1, -1, model.decoder_pred.out_features).float()
+    hidden = model.unpatchify(removed)[:, 0].bool().cpu().numpy()  # [N, *S]
+    rows = []
+    for number, original in enumerate(part.images.numpy()):
+        gone = hidden[number]
+        bad = None if part.valid is None else ~part.valid[number].numpy()
+        pasted = np.where(gone, restored[number], original)
+        rows.append(
+            [
+                panel(original, config, None, bad),
+                panel(original, config, gone, bad),
+                panel(restored[number], config, ~gone, bad),
+                panel(pasted, config, None, bad),
+            ]
+        )
+    note = [LEAK] if config.model["norm_pix_loss"] else []
+    return sheet(("original", "masked", "reconstruction", "visible pasted"), rows, note)
+
+
+def confusion(matrix: npt.NDArray[Any], classes: Sequence[str], path: Path) -> None:
+    """Write a confusion matrix [K, K] (rows: the truth) as a PNG, each row shaded by its shares.
+
+    Counts are written where they fit. Raises OSError where ``path`` cannot be written.
+    """
+    count = len(classes)
+    cell = int(np.clip(960 // count, 6, 56))
+    size = int(np.clip(0.62 * cell, 9, 15))
+    names = [name if len(name) <= 28 else f"{name[:27]}…" for name in classes] if cell >= 12 else [""] * count
+    labels = [_text(name, size) for name in names]
+    left = GAP + 20 + max(label.width for label in labels) + GAP
+    above = GAP + 20 + max(label.width for label in labels) + GAP
+    side = count * cell
+    picture = Image.new("RGB", (left + side + 2 * GAP, above + side + 2 * GAP), PAPER)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    shade = np.rint(255 + shares[..., None] * (BLUE - 255)).astype(np.uint8).repeat(cell, 0).repeat(cell, 1)
+    picture.paste(Image.fromarray(shade), (left, above))
+    draw = ImageDraw.Draw(picture)
+    for number, label in enumerate(labels):
+        middle = number * cell + (cell - label.height) // 2
+        picture.paste(label, (left - GAP // 2 - label.width, above + middle))
+        turned = label.rotate(90, expand=True)
+        picture.paste(turned, (left + middle, above - GAP // 2 - turned.height))
+    for edge in range(count + 1):
+        draw.line((left, above + edge * cell, left + side, above + edge * cell), fill=(225, 225, 225))
+        draw.line((left + edge * cell, above, left + edge * cell, above + side), fill=(225, 225, 225))
+    _counts(draw, matrix, shares, (left, above), cell)
+    picture.paste(_text("predicted class", 15), (left, GAP // 2))
+    picture.paste(_text("true class", 15).rotate(90, expand=True), (GAP // 2, above))
+    picture.save(path, "PNG")
+
+
+def _counts(
+    draw: ImageDraw.ImageDraw,
+    matrix: npt.NDArray[Any],
+    shares: npt.NDArray[Any],
+    corner: tuple[int, int],
+    cell: int,
+) -> None:
+    """The counts that are not 0, in the largest letters that fit all of them, if 8 px do."""
+    widest = max((f"{int(each)}" for each in matrix.ravel()), key=len)
+    fitting = [
+        size for size in range(15, 7, -1) if _font(size).getlength(widest) <= cell - 3 and size <= cell - 4
+    ]
+    if not fitting:
+        return
+    for row, column in np.argwhere(matrix):
+        place = (corner[0] + (column + 0.5) * cell, corner[1] + (row + 0.5) * cell)
+        ink = PAPER if shares[row, column] > 0.5 else INK
+        draw.text(place, f"{int(matrix[row, column])}", fill=ink, font=_font(fitting[0]), anchor="mm")
+
+
+def _finished(image: Image.Image, hidden: Bools | None, invalid: Bools | None) -> Image.Image:
+    """Brought to a panel's size, then hatched and greyed (so that the hatch is as coarse everywhere)."""
+    longest = max(image.size)
+    if longest > LARGEST:
+        size = tuple(max(1, round(side * LARGEST / longest)) for side in image.size)
+        image = image.resize((size[0], size[1]), Image.Resampling.BOX, reducing_gap=3)
+    elif longest < SMALLEST:
+        times = round(SMALLEST / longest)
+        image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+    pixels = np.array(image)
+    rows, columns = np.indices(pixels.shape[:2])
+    if hidden is not None:
+        hatched = np.where(((rows + columns) % 8 < 2)[..., None], HATCH[1], HATCH[0])
+        pixels = np.where(_nearest(hidden, pixels.shape[:2])[..., None], hatched, pixels)
+    if invalid is not None:
+        pixels = np.where(_nearest(invalid, pixels.shape[:2])[..., None], INVALID, pixels)
+    return Image.fromarray(pixels)
+
+
+def _nearest(mask: Bools, size: tuple[int, ...]) -> Bools:
+    found: Bools = mask[np.ix_(*places(size, mask.shape))]
+    return found
+
+
+def _heat(share: Values) -> Bytes:
+    place = np.clip(np.nan_to_num(share), 0, 1)
+    stops = np.linspace(0, 1, len(HEAT))
+    return np.stack([np.interp(place, stops, channel) for channel in HEAT.T], axis=-1).astype(np.uint8)
+
+
+def _head(title: str, scale: float | None) -> Image.Image:
+    """A title's lines above one another, with a colour bar where a scale is given."""
+    lines = [_text(line, 16 if number == 0 else 12) for number, line in enumerate(title.split("\n"))]
+    if scale is not None:
+        ends = _text("0", 12), _text(f"{scale:.4g} or more", 12)
+        bar = Image.new("RGB", (ends[0].width + 120 + ends[1].width, ends[1].height), PAPER)
+        bar.paste(ends[0], (0, 0))
+        bar.paste(
+            Image.fromarray(_heat(np.broadcast_to(np.linspace(0, 1, 110), (10, 110)))), (ends[0].width + 3, 3)
+        )
+        bar.paste(ends[1], (ends[0].width + 118, 0))
+        lines.append(bar)
+    head = Image.new("RGB", (max(line.width for line in lines), sum(line.height for line in lines)), PAPER)
+    y = 0
+    for line in lines:
+        head.paste(line, (0, y))
+        y += line.height
+    return head
+
+
+def _text(text: str, size: int) -> Image.Image:
+    font = _font(size)
+    image = Image.new("RGB", (max(1, int(np.ceil(font.getlength(text)))), round(1.3 * size)), PAPER)
+    ImageDraw.Draw(image).text((0, 0), text, fill=INK, font=font)
+    return image
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)
