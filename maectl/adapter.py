@@ -121,7 +121,7 @@ class Files:
         only: Sequence[str] | None = None,
     ) -> None:
         path = Path(path)
-        if not path.exists():
+        if not os.path.exists(path):  # unlike Path.exists it never raises
             raise DataError(f"{path} does not exist: check the path")
         single = not path.is_dir()
         self.folder = str(path.parent if single else path)
@@ -131,7 +131,7 @@ class Files:
 
     def __iter__(self) -> Iterator[str]:
         self.seen = 0
-        for path in self.only if self.only is not None else self._walk(""):
+        for path in self.only if self.only is not None else self._walk("", (os.path.realpath(self.folder),)):
             if self.include and not any(fnmatch.fnmatch(path, glob) for glob in self.include):
                 continue
             if any(fnmatch.fnmatch(path, glob) for glob in self.exclude):
@@ -143,29 +143,37 @@ class Files:
         """``header(folder, path)`` of every file, in order; ``header`` must be picklable."""
         return (header(self.folder, path) for path in self)
 
-    def _walk(self, below: str) -> Iterator[str]:
+    def _walk(self, below: str, above: tuple[str, ...]) -> Iterator[str]:
+        """What lies in a folder; ``above`` are the real paths of it and of the folders that led to it."""
         where = os.path.join(self.folder, below)
         try:
             with os.scandir(where) as entries:
-                here = sorted((e.name, e.is_dir()) for e in entries if e.name[0] != "." and not _loops(e))
-        except PermissionError as error:
+                here = sorted(_named(entry) for entry in entries if entry.name[0] != ".")
+        except OSError as error:
             raise DataError(f"{where} cannot be read ({error.strerror}): check its permissions") from error
         names = {name for name, _ in here}
         if below and {"run.json", "recipe.yaml", "index.arrow"} <= names:
             return  # one of our own run folders: its samples are not the user's images
-        for name, folder in here:
+        for name, kind in here:
             path = f"{below}{name}"
-            if folder:
-                yield from self._walk(f"{path}/")
-            else:
+            if kind == "file":
                 yield path
+            elif kind == "folder":
+                yield from self._walk(f"{path}/", (*above, os.path.join(above[-1], name)))
+            elif kind == "link":  # to a folder; one that holds the link would never end
+                real = os.path.realpath(os.path.join(self.folder, path))
+                if not any(f"{each}{os.sep}".startswith(real.rstrip(os.sep) + os.sep) for each in above):
+                    yield from self._walk(f"{path}/", (*above, real))
 
 
-def _loops(entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry is a link to a folder that holds it (following it would never end) or a pipe, say."""
-    if entry.is_symlink() and entry.is_dir():
-        return os.path.realpath(os.path.dirname(entry.path)).startswith(os.path.realpath(entry.path))
-    return not (entry.is_dir() or entry.is_file())
+def _named(entry: "os.DirEntry[str]") -> tuple[str, str]:
+    """The name of an entry, and what it is: a file, a folder, a link to a folder, or nothing to look into."""
+    try:
+        if entry.is_dir():
+            return entry.name, "link" if entry.is_symlink() else "folder"
+        return entry.name, "file" if entry.is_file() else ""
+    except OSError:  # a link to itself, or to where one may not look
+        return entry.name, ""
 
 
 class Adapter(BaseModel, ABC):

@@ -163,9 +163,7 @@ def reconstruct(
     run: Run,
     path: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images, or folders of them.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = ...,  # type: ignore[assignment]
-    mask_ratio: Annotated[
-        float | None, typer.Option(help="Share of patches removed; else the run's own.")
-    ] = None,
+    mask_ratio: Annotated[float | None, typer.Option(help="Share of patches removed; else the run's own.")] = None,
     seed: Seed = 0,
     cover: Annotated[
         bool, typer.Option("--cover", help="Complementary masks, so that every patch is predicted once.")

@@ -49,9 +49,7 @@ def normalise(batch: Batch, normalizer: Normalizer, device: torch.device) -> tup
     if normalizer.clip is not None:
         low, high = (torch.tensor(side, device=device).view(1, -1, *extra) for side in normalizer.clip)
         images = images.clamp(low, high)
-    mean, std = (
-        each.to(device, non_blocking=True).view(*each.shape, *extra) for each in (batch.mean, batch.std)
-    )
+    mean, std = (each.to(device, non_blocking=True).view(*each.shape, *extra) for each in (batch.mean, batch.std))
     valid = None if batch.valid is None else batch.valid.to(device, non_blocking=True)
     return (images - mean) / std, valid
 
@@ -93,9 +91,7 @@ class Views:
             counts[number] = max(1, round(np.prod(source.shape[1:]) / np.prod(window)))
         return counts
 
-    def allocate(
-        self, rows: Ints, candidates: Ints, generated: np.random.Generator, pin: bool
-    ) -> "_Pending":
+    def allocate(self, rows: Ints, candidates: Ints, generated: np.random.Generator, pin: bool) -> "_Pending":
         """An empty batch for some rows, with all its chance drawn: crops, flips, then mask noise.
 
         ``candidates`` are the rows that may stand in for one that cannot be read.
@@ -228,9 +224,7 @@ class Loader:
         """Stop the threads."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _submit(
-        self, rows: Ints, candidates: Ints, step: int, purpose: int
-    ) -> tuple[_Pending, list[Future[None]]]:
+    def _submit(self, rows: Ints, candidates: Ints, step: int, purpose: int) -> tuple[_Pending, list[Future[None]]]:
         pending = self.views.allocate(rows, candidates, generator(self.views.seed, step, purpose), self.pin)
         share = max(1, -(-len(rows) // (2 * self.workers)))
         chunks = [range(first, min(first + share, len(rows))) for first in range(0, len(rows), share)]

@@ -39,7 +39,9 @@ def demo(name: str, out: Path, *, seed: int, steps: int = STEPS) -> dict[str, An
     console.say(f"sample images: {images}\n\npretraining without labels ...")
     overrides = [override.format(seed=seed) for override in OVERRIDES]
     trained = pretrain(
-        Request([str(images / "train")], run, recipe=RECIPE, adapter=name, overrides=overrides, steps=steps, batch_size=64)
+        Request(
+            [str(images / "train")], run, recipe=RECIPE, adapter=name, overrides=overrides, steps=steps, batch_size=64
+        )
     )
     console.say("\nprobing the frozen encoder with the labels ...")
     probed = probe(
@@ -48,12 +50,10 @@ def demo(name: str, out: Path, *, seed: int, steps: int = STEPS) -> dict[str, An
     print(report(probed))
     console.say("\nreconstructing images it has not seen ...")
     shown = [str(path) for path in sorted((images / "test").glob("*/*"))[::37][:6]]
-    pictures = reconstruct(
-        run, shown, out / "pictures", mask_ratio=None, seed=seed, cover=False, format="both"
-    )
+    pictures = reconstruct(run, shown, out / "pictures", mask_ratio=None, seed=seed, cover=False, format="both")
     print(
-        f"\ndone in {console.clock(time.monotonic() - begun)}: {trained['images']:,} images, {trained['steps']:,} steps, "
-        f"held-out loss {trained['loss_first']:.3f} -> {trained['loss_last']:.3f}\n"
+        f"\ndone in {console.clock(time.monotonic() - begun)}: {trained['images']:,} images, "
+        f"{trained['steps']:,} steps, held-out loss {trained['loss_first']:.3f} -> {trained['loss_last']:.3f}\n"
         f"  pictures       {out}/pictures, {run}/samples\n"
         f"  encoder        {run}/encoder.safetensors (loads in timm)\n"
         f"  curves         tensorboard --logdir {run}/tensorboard\n"

@@ -52,7 +52,8 @@ def report(result: dict[str, Any]) -> str:
     lines = [
         f"maectl {result['maectl']}, Python {result['python']}, torch {result['torch']} ({sys.platform})",
         f"device     {result['device']} ({device_names}), trains in {result['precision']}",
-        f"machine    {result['cores']} cores, {memory} of memory, {result['free_disk_bytes'] / 1e9:.0f} GB of disk free here",
+        f"machine    {result['cores']} cores, {memory} of memory, "
+        f"{result['free_disk_bytes'] / 1e9:.0f} GB of disk free here",
         f"adapters   {', '.join(result['adapters']) or 'none'}",
         *(f"problem    {problem}" for problem in result["problems"]),
     ]

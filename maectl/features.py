@@ -5,6 +5,7 @@ Shapes: N images, C channels, S the model's spatial size, D the encoder's width.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +90,8 @@ def load_whole(
     dtype = np.uint8 if kinds == {np.dtype(np.uint8)} else np.float32
     images = np.empty((len(rows), len(mean), *size), dtype)
     valid = np.ones((len(rows), *size), np.bool_)
-    constants, bad = [], []
+    constants: list[tuple[Any, Any]] = []
+    bad: list[tuple[int, str]] = []
     for done, found in enumerate(in_order(one, rows, device.loader_threads(workers))):
         advance(done + 1, len(rows))
         if isinstance(found, str):
@@ -103,8 +105,8 @@ def load_whole(
             constants.append(own)
     good = np.setdiff1d(np.arange(len(rows)), [place for place, _ in bad])
     images, valid = (images, valid) if not bad else (images[good], valid[good])
-    means = np.array([each[0] for each in constants] or [normalizer.mean], np.float32)
-    stds = np.array([each[1] for each in constants] or [normalizer.std], np.float32)
+    constants = constants or [(normalizer.mean, normalizer.std)]
+    means, stds = (np.array(each, np.float32) for each in zip(*constants, strict=True))
     return Whole(images, None if valid.all() else valid, means, stds), bad
 
 

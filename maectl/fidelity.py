@@ -1,4 +1,4 @@
-"""How close a reconstruction is, in the image's unit, beside what two trivial predictions make of the same patches.
+"""How close a reconstruction is, in the image's unit, beside two trivial predictions of the same patches.
 
 Shapes: C channels, S the image's spatial shape, M pixels measured.
 """
@@ -14,10 +14,12 @@ from maectl.tiling import Layout, Mask, back, places, spread
 
 __all__ = ["MEANS", "compared", "fidelity", "mean", "nearest_visible", "patch_means"]
 
+ROUNDING = 1e-6  # of the peak: an error below comes of computing in float32
 RIVALS = ("patch_mean", "nearest_visible")
 MEANS = tuple(f"{measure}_{name}" for name in ("masked", *RIVALS) for measure in ("mse", "psnr"))
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
+Constants = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
 def fidelity(
@@ -25,31 +27,43 @@ def fidelity(
 ) -> dict[str, Any]:
     """``mse_NAME`` and ``psnr_NAME`` of the prediction (``masked``) and its rivals, over the pixels ``at``.
 
-    ``values`` and predictions are [C, *S], ``at`` bool [*S], rivals [C, M]. PSNR, in dB, is None where nothing is
-    wrong or the peak is 0.
+    ``values`` and predictions are [C, *S], ``at`` bool [*S], rivals [C, M]. PSNR, in dB, is None where
+    nothing is wrong (but for float32's rounding) or the peak is 0.
     """
     truth = values[:, at].astype(np.float32)
     result: dict[str, Any] = {"psnr_peak": peak, "pixels": int(at.sum())}
     for name, prediction in {"masked": predicted[:, at], **rivals}.items():
         error = float(np.square(prediction - truth, dtype=np.float64).mean())
         result[f"mse_{name}"] = error
-        result[f"psnr_{name}"] = 10 * float(np.log10(peak**2 / error)) if error > 0 and peak > 0 else None
+        result[f"psnr_{name}"] = 10 * float(np.log10(peak**2 / error)) if error > (ROUNDING * peak) ** 2 > 0 else None
     return result
 
 
-def patch_means(values: npt.NDArray[Any], at: Bools, cells: tuple[int, ...]) -> Floats:
-    """[C, M] each pixel of ``at`` predicted by the mean of those pixels of its patch, channel by channel."""
+def patch_means(
+    values: npt.NDArray[Any], at: Bools, cells: tuple[int, ...], constants: Constants | None = None
+) -> Floats:
+    """[C, M] each pixel of ``at`` predicted by the mean of those pixels of its patch, channel by channel.
+
+    With ``constants``, mean and deviation [C], by one mean of all channels, each normalised with them: what a
+    model that normalises its target (``norm_pix_loss``) is told of a patch. `baselines.patch_mean` does alike.
+    """
     patch = np.ravel_multi_index(np.ix_(*places(at.shape, cells)), cells)[at]  # [M]
     count = np.maximum(np.bincount(patch), 1)
-    means = [(np.bincount(patch, weights=channel[at]) / count)[patch] for channel in values]
-    return np.array(means, np.float32)
+    inside = values[:, at].astype(np.float64)
+    mean, std = (np.zeros(len(values)), np.ones(len(values))) if constants is None else constants
+    normalised = (inside - mean[:, None]) / std[:, None]
+    if constants is not None:
+        normalised = np.broadcast_to(normalised.mean(axis=0), normalised.shape)
+    means = np.array([(np.bincount(patch, weights=channel) / count)[patch] for channel in normalised])
+    return (means * std[:, None] + mean[:, None]).astype(np.float32)
 
 
 def nearest_visible(seen: Pixels, plan: Layout, chosen: Sequence[Mask], extent: tuple[int, ...]) -> Floats:
     """[C, *S] every pixel of a removed patch predicted by the visible patch nearest on the lattice.
 
-    ``seen`` is the image at the model's scale, and what is copied comes back from there as predictions do. With
-    several masks a patch is copied to where its prediction is used; invalid pixels count as the channel's mean.
+    ``seen`` is the image at the model's scale, and what is copied comes back from there as predictions do.
+    With several masks a patch is copied to where its prediction is used; invalid pixels count as the
+    channel's mean.
     """
     from scipy import ndimage  # half a second of imports
 
@@ -79,17 +93,21 @@ def _joined(patches: Floats, plan: Layout) -> Floats:
 
 
 def mean(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over images (of PSNR, too: not the PSNR of a mean), None where no image has a value."""
-    known = {key: [entry[key] for entry in entries if entry[key] is not None] for key in MEANS}
-    return {key: float(np.mean(values)) if values else None for key, values in known.items()}
+    """Means over images, of MSE and of PSNR (not the PSNR of a mean).
+
+    For PSNR an image counts where none of its three values is None, so that means can be compared.
+    """
+    known = [entry for entry in entries if all(entry[key] is not None for key in MEANS)]
+    means: dict[str, Any] = {}
+    for key in MEANS:
+        values = [entry[key] for entry in (entries if key.startswith("mse") else known)]
+        means[key] = float(np.mean(values)) if values else None
+    return means
 
 
 def compared(entry: dict[str, Any]) -> str:
     """The PSNR beside its rivals', in words."""
     ours, means, nearest = (
-        "-" if entry[f"psnr_{name}"] is None else f"{entry[f'psnr_{name}']:.2f} dB"
-        for name in ("masked", *RIVALS)
+        "-" if entry[f"psnr_{name}"] is None else f"{entry[f'psnr_{name}']:.2f} dB" for name in ("masked", *RIVALS)
     )
-    return (
-        f"PSNR {ours} over removed patches (each patch's own mean {means}, nearest visible patch {nearest})"
-    )
+    return f"PSNR {ours} over removed patches (each patch's own mean {means}, nearest visible patch {nearest})"

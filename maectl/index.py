@@ -35,13 +35,13 @@ Progress = Callable[[int], None]
 
 SCHEMA = pa.schema(
     [
-        ("folder", pa.int16()),
-        ("paths", pa.large_list(pa.large_string())),
+        ("folder", pa.int32()),
+        ("paths", pa.large_list(pa.large_binary())),  # a file name need not be UTF-8
         ("shape", pa.large_list(pa.int32())),
         ("spacing", pa.large_list(pa.float64())),
         ("kind", pa.int32()),
         ("group", pa.int32()),
-        ("key", pa.large_string()),
+        ("key", pa.large_binary()),
     ]
 )
 
@@ -68,14 +68,14 @@ class Index:
         values = {name: self._table.column(name)[row].as_py() for name in SCHEMA.names}
         kind = self._kinds[values["kind"]]
         return Source(
-            paths=tuple(values["paths"]),
+            paths=tuple(map(os.fsdecode, values["paths"])),
             shape=tuple(values["shape"]),
             dtype=kind["dtype"],
             unit=kind["unit"],
             axes=tuple(kind["axes"]),
             channels=tuple(kind["channels"]),
             spacing=None if values["spacing"] is None else tuple(values["spacing"]),
-            key=values["key"],
+            key=os.fsdecode(values["key"]),
             group=str(values["group"]),
             folder=self.folders[values["folder"]],
         )
@@ -83,7 +83,8 @@ class Index:
     @property
     def groups(self) -> Ints:
         """[N] the dense group number of every row."""
-        return self._column("group").astype(np.int64)
+        groups: Ints = self._column("group").astype(np.int64)
+        return groups
 
     @property
     def shapes(self) -> npt.NDArray[np.int32]:
@@ -99,11 +100,14 @@ class Index:
     @property
     def itemsizes(self) -> Ints:
         """[N] bytes a value of every row."""
-        return np.array([np.dtype(kind["dtype"]).itemsize for kind in self._kinds])[self._column("kind")]
+        sizes: Ints = np.array([np.dtype(kind["dtype"]).itemsize for kind in self._kinds])
+        each: Ints = sizes[self._column("kind")]
+        return each
 
     def dtype(self, row: int) -> np.dtype[Any]:
         """The dtype of one row."""
-        return np.dtype(self._kinds[self._table.column("kind")[row].as_py()]["dtype"])
+        name: str = self._kinds[self._table.column("kind")[row].as_py()]["dtype"]
+        return np.dtype(name)
 
     @property
     def kinds(self) -> list[tuple[Source, int]]:
@@ -114,12 +118,12 @@ class Index:
     def names(self) -> list[str]:
         """[N] the first member file of every row, relative to its folder (one Python string a row)."""
         paths = self._table.column("paths").combine_chunks()
-        return pa.compute.list_element(paths, 0).to_pylist() if len(self) else []
+        return [os.fsdecode(path) for path in pa.compute.list_element(paths, 0).to_pylist()] if len(self) else []
 
     def files(self, folder: int) -> set[str]:
         """Every member file of the sources of one folder, relative to it."""
         here = self._table.filter(pa.compute.equal(self._table.column("folder"), folder))
-        return set(pa.compute.list_flatten(here.column("paths")).to_pylist())
+        return {os.fsdecode(path) for path in pa.compute.list_flatten(here.column("paths")).to_pylist()}
 
     def take(self, rows: npt.NDArray[Any], path: str | Path) -> "Index":
         """The index of some of the rows, written to ``path``."""
@@ -169,8 +173,10 @@ def scan(
     Channels set to auto are resolved to what most sources have; the others are converted by the adapter
     (made again with that count), and a note says so. ``workers`` 0 means all cores. Raises DataError for
     a folder that does not exist or cannot be read and where nothing usable is found, UsageError for
-    options the adapter does not have.
+    options the adapter does not have and for a folder inside another: its images would count twice, once to
+    train on and once held out.
     """
+    _apart(folders)
     adapter = made(kind, recipe)
     found = _scanned(adapter, folders, recipe, workers, progress)
     notes: list[str] = []
@@ -195,25 +201,40 @@ def made(kind: type[Adapter], recipe: DataRecipe, channels: Channels | None = No
         return kind(channels=recipe.channels if channels is None else channels, **recipe.options)
     except ValidationError as error:
         options = sorted(set(kind.model_fields) - {"channels"})
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise UsageError(f"data.options of {kind.name}: {faults} (its options: {', '.join(options)})") from None
+        faults = "; ".join(
+            f"{'data' if fault['loc'][0] == 'channels' else 'data.options'}.{'.'.join(map(str, fault['loc']))}: "
+            f"{fault['msg'].removeprefix('Value error, ')}, not {fault['input']!r}"
+            for fault in error.errors()
+        )
+        raise UsageError(f"adapter {kind.name}: {faults} (its options: {', '.join(options) or 'none'})") from None
 
 
 def held_out(groups: Ints, seed: int) -> tuple[Ints, Ints]:
     """Rows to train on and rows held out, whole groups at a time: 2 %, 16 to 256 rows, at most a quarter.
 
-    ``groups`` int64 [N]. A single group cannot be split: it is trained on and measured on.
+    ``groups`` int64 [N]. Where every group is more than a quarter, one of the smallest is held out. A single group
+    cannot be split: it is trained on and measured on.
     """
     total = len(groups)
-    wanted = min(max(16, min(256, round(0.02 * total))), max(1, total // 4))
+    most = max(1, total // 4)
+    wanted = min(max(16, min(256, round(0.02 * total))), most)
     order = np.random.Generator(np.random.Philox(key=[seed, 0x4E1D])).permutation(int(groups.max()) + 1)
     sizes = np.bincount(groups, minlength=len(order))[order]
-    before = np.cumsum(sizes) - sizes  # rows held out before each group in turn
-    chosen = order[(before < wanted) & (before + sizes < total)]
-    held = np.isin(groups, chosen)
     everything = np.arange(total)
-    if not held.any():
+    if sizes.max() == total:
         return everything, everything
+    fitting = sizes <= most
+    if not fitting.any():
+        fitting = np.arange(len(order)) == sizes.argmin()
+    order, sizes = order[fitting], sizes[fitting]
+    chosen, count = [order[0]], sizes[0]
+    for group, size in zip(order[1:], sizes[1:], strict=True):
+        if count >= wanted:
+            break
+        if count + size <= most:
+            chosen.append(group)
+            count += size
+    held = np.isin(groups, chosen)
     return everything[~held], everything[held]
 
 
@@ -227,9 +248,23 @@ def write_quarantine(rejects: Rejects, path: Path) -> None:
 
 def read_quarantine(path: Path) -> Rejects:
     """What `write_quarantine` wrote."""
+    csv.field_size_limit(2**31 - 1)  # a source of thousands of files is one field
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         _, *rows = csv.reader(file)
     return Rejects([(folder, paths, stage, reason) for folder, paths, stage, reason in rows])
+
+
+def _apart(folders: Sequence[str | Path]) -> None:
+    """Raises UsageError where one of the folders is, or lies inside, another."""
+    real = {Path(folder): Path(folder).resolve() for folder in folders}
+    if len(real) < len(folders):
+        raise UsageError(f"a folder is given twice: {', '.join(map(str, folders))}")
+    owners = {path: folder for folder, path in real.items()}
+    for folder, path in real.items():
+        for parent in (path, *path.parents):
+            other = owners.get(parent, folder)
+            if other != folder:
+                raise UsageError(f"{folder} lies inside {other}: give one of the two")
 
 
 class _ParallelFiles(Files):
@@ -279,7 +314,7 @@ class _Columns:
         self.ungrouped = 0
 
     def __len__(self) -> int:
-        return len(self.rows) + sum(batch.num_rows for batch in self.batches)
+        return len(self.rows) + sum(int(batch.num_rows) for batch in self.batches)
 
     def add(self, source: Source, folder: int) -> None:
         kind = json.dumps(
@@ -288,12 +323,12 @@ class _Columns:
         self.rows.append(
             (
                 folder,
-                list(source.paths),
+                [os.fsencode(path) for path in source.paths],
                 list(source.shape),
                 None if source.spacing is None else list(source.spacing),
                 self.kinds.setdefault(kind, len(self.kinds)),
                 self._group(source),
-                source.key,
+                os.fsencode(source.key),
             )
         )
         if len(self.rows) == 1 << 14:

@@ -70,12 +70,15 @@ def report(result: dict[str, Any]) -> str:
         lines.append(f"spacing   {result['spacing']}")
     if result["value_range"] is not None:
         low_value, high_value = result["value_range"]
-        lines.append(f"range     {low_value:g} to {high_value:g}; {result['invalid_fraction']:.2%} of the pixels invalid")
+        lines.append(
+            f"range     {low_value:g} to {high_value:g}; {result['invalid_fraction']:.2%} of the pixels invalid"
+        )
     lines += [f"problem   {problem}" for problem in result["problems"]]
     lines += [f"rejected  {each['paths']}: {each['reason']}" for each in result["rejects"][:10]]
     model = result["recipe"]["model"]
     lines.append(
-        f"recipe    {model['size']}, image {model['image_size']}, patch {model['patch_size']}, mask {model['mask_ratio']}"
+        f"recipe    {model['size']}, image {model['image_size']}, patch {model['patch_size']}, "
+        f"mask {model['mask_ratio']}"
     )
     return "\n".join(lines)
 
@@ -176,4 +179,3 @@ def _problems(
 
 def _counted(shares: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in shares.items())
-

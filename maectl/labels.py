@@ -191,9 +191,7 @@ def _from_csv(file: Path, paths: Sequence[str], folder: str) -> _Found:
 def _same(where: str, name: str, *said: tuple[frozenset[str], str]) -> None:
     """Refuses two rows of one image that differ."""
     if said[0] != said[1]:
-        both = " and ".join(
-            ";".join(sorted(labels)) + (f" in {part}" if part else "") for labels, part in said
-        )
+        both = " and ".join(";".join(sorted(labels)) + (f" in {part}" if part else "") for labels, part in said)
         raise UsageError(f"{where}: {name} is labelled {both}: keep one row (; separates several labels)")
 
 

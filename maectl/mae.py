@@ -173,9 +173,7 @@ class MaskedAutoencoder(nn.Module):
         mean, std = patch_statistics(patches, valid)
         return prediction * std + mean
 
-    def forward_loss(
-        self, patches: Tensor, prediction: Tensor, valid: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward_loss(self, patches: Tensor, prediction: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Patches, prediction and validity, [N, R, P] each -> sum of patch losses, number of patches counted.
 
         A patch's loss is the mean squared error (He et al. 2021, section 3) of its valid values. It counts
@@ -219,21 +217,15 @@ class MaskedAutoencoder(nn.Module):
         return self.forward_encoder(self.patches(images, valid)[0])
 
 
-def check_sizes(
-    image_size: tuple[int, ...], patch_size: tuple[int, ...], depth: int, decoder_depth: int
-) -> None:
+def check_sizes(image_size: tuple[int, ...], patch_size: tuple[int, ...], depth: int, decoder_depth: int) -> None:
     """Raise UsageError unless patches tile the image and both stacks have a block."""
     if len(image_size) not in (2, 3) or len(image_size) != len(patch_size):
-        raise UsageError(
-            f"image_size {image_size} and patch_size {patch_size} must both hold 2 numbers, or both 3"
-        )
+        raise UsageError(f"image_size {image_size} and patch_size {patch_size} must both hold 2 numbers, or both 3")
     if min(patch_size) < 1:
         raise UsageError(f"patch_size {patch_size} must be positive")
     if any(size % p or size < p for size, p in zip(image_size, patch_size, strict=True)):
         near = tuple(max(1, round(size / p)) * p for size, p in zip(image_size, patch_size, strict=True))
-        raise UsageError(
-            f"patch_size {patch_size} does not divide image_size {image_size}: the nearest size is {near}"
-        )
+        raise UsageError(f"patch_size {patch_size} does not divide image_size {image_size}: the nearest size is {near}")
     if min(depth, decoder_depth) < 1:
         raise UsageError(f"encoder and decoder need at least one block each, not {depth} and {decoder_depth}")
 

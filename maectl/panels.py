@@ -4,6 +4,7 @@ Shapes: values [C, H, W], or [C, D, H, W] of which the middle slice is shown; pi
 """
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from maectl.checkpoint import Config
 from maectl.dataset import Batch, normalise
-from maectl.tiling import places, predict
 from maectl.mae import MaskedAutoencoder
 from maectl.stats import Normalizer
+from maectl.tiling import places, predict
 
 __all__ = ["LEAK", "confusion", "error_panel", "panel", "sheet", "training_samples"]
 
@@ -26,9 +27,7 @@ LEAK = "patch mean and deviation taken from the original"  # said wherever norm_
 PAPER, INK, GAP = (255, 255, 255), (32, 32, 32), 8
 HATCH = (np.array((186, 186, 186), np.uint8), np.array((142, 142, 142), np.uint8))
 INVALID = np.array((90, 90, 110), np.uint8)
-HEAT = np.array(
-    [(0, 0, 0), (58, 10, 90), (150, 30, 95), (222, 75, 50), (250, 165, 30), (255, 255, 190)], float
-)
+HEAT = np.array([(0, 0, 0), (58, 10, 90), (150, 30, 95), (222, 75, 50), (250, 165, 30), (255, 255, 190)], float)
 BLUE = np.array((8, 64, 130), float)
 Bytes = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
@@ -38,8 +37,8 @@ Values = npt.NDArray[Any]
 def colours(values: Values, config: Config) -> Bytes:
     """Values [C, H, W] in the images' unit as RGB, by ``display`` of the run's recipe.
 
-    By default 8-bit values are shown as they are, others from their channel's 0.5 to its 99.5 % percentile; one
-    or two channels in grey (the first), more by the first three.
+    By default 8-bit values are shown as they are, others from their channel's 0.5 to its 99.5 % percentile;
+    one or two channels in grey (the first), more by the first three.
     """
     chosen = config.display.channels or ((0, 1, 2) if len(values) > 2 else (0,))
     if config.display.range is not None:
@@ -47,18 +46,14 @@ def colours(values: Values, config: Config) -> Bytes:
     elif config.dtype == "uint8":
         low, high = np.zeros(len(chosen)), np.full(len(chosen), 255.0)
     else:
-        low, high = (
-            np.array([config.statistics[name][each] for each in chosen]) for name in ("p0_5", "p99_5")
-        )
+        low, high = (np.array([config.statistics[name][each] for each in chosen]) for name in ("p0_5", "p99_5"))
     spread = np.where(high > low, high - low, 1)
     scaled = (values[list(chosen)].astype(np.float32) - low[:, None, None]) / spread[:, None, None]
     shown = np.rint(255 * np.clip(np.nan_to_num(scaled), 0, 1)).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(np.moveaxis(shown, 0, -1), (*values.shape[1:], 3)))
 
 
-def panel(
-    values: Values, config: Config, hidden: Bools | None = None, invalid: Bools | None = None
-) -> Image.Image:
+def panel(values: Values, config: Config, hidden: Bools | None = None, invalid: Bools | None = None) -> Image.Image:
     """Values [C, *S] as a panel: hatched where ``hidden``, flat grey where ``invalid`` (bool [*S])."""
     if values.ndim == 4:
         middle = values.shape[1] // 2
@@ -67,9 +62,7 @@ def panel(
     return _finished(Image.fromarray(colours(values, config)), hidden, invalid)
 
 
-def error_panel(
-    error: Values, top: float, hidden: Bools | None = None, invalid: Bools | None = None
-) -> Image.Image:
+def error_panel(error: Values, top: float, hidden: Bools | None = None, invalid: Bools | None = None) -> Image.Image:
     """An error [*S] as a panel: black is 0, pale yellow ``top`` or more."""
     if error.ndim == 3:
         middle = error.shape[0] // 2
@@ -84,14 +77,12 @@ def sheet(
     notes: Sequence[str] = (),
     scale: float | None = None,
 ) -> Bytes:
-    """Rows of panels under a title each, one in the middle of its cell, with lines of notes below.
+    """Rows of panels under a title each, with lines of notes below.
 
     A title may have several lines, of which the first is the largest. With ``scale`` the last title gets a
     colour bar from 0 to it.
     """
-    heads = [
-        _head(title, scale if column == len(titles) - 1 else None) for column, title in enumerate(titles)
-    ]
+    heads = [_head(title, scale if column == len(titles) - 1 else None) for column, title in enumerate(titles)]
     widths = [max(head.width, *(row[column].width for row in rows)) for column, head in enumerate(heads)]
     top = max(head.height for head in heads)
     foot = [_text(note, 13) for note in notes]
@@ -102,7 +93,7 @@ def sheet(
     for number, row in enumerate([heads, *rows]):
         x = GAP
         for each, cell in zip(row, widths, strict=True):
-            canvas.paste(each, (x + (0 if number == 0 else (cell - each.width) // 2), y))
+            canvas.paste(each, (x, y))
             x += cell + GAP
         y = top + GAP if number == 0 else y + max(each.height for each in row) + GAP
     for note in foot:
@@ -120,7 +111,7 @@ def training_samples(
     mask_ratio: float,
     device: torch.device,
 ) -> Bytes:
-    """The first six images of a batch, a row each: original, masked by the batch's noise, predicted, pasted."""
+    """A batch's first six images, a row each: original, masked by its noise, predicted, pasted."""
     few = slice(0, SAMPLES)
     own = few if len(batch.mean) > 1 else slice(None)
     valid = None if batch.valid is None else batch.valid[few]
@@ -190,9 +181,7 @@ def _counts(
 ) -> None:
     """The counts that are not 0, in the largest letters that fit all of them, if 8 px do."""
     widest = max((f"{int(each)}" for each in matrix.ravel()), key=len)
-    fitting = [
-        size for size in range(15, 7, -1) if _font(size).getlength(widest) <= cell - 3 and size <= cell - 4
-    ]
+    fitting = [size for size in range(15, 7, -1) if _font(size).getlength(widest) <= cell - 3 and size <= cell - 4]
     if not fitting:
         return
     for row, column in np.argwhere(matrix):
@@ -211,9 +200,9 @@ def _finished(image: Image.Image, hidden: Bools | None, invalid: Bools | None) -
         times = round(SMALLEST / longest)
         image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
     pixels = np.array(image)
-    rows, columns = np.indices(pixels.shape[:2])
     if hidden is not None:
-        hatched = np.where(((rows + columns) % 8 < 2)[..., None], HATCH[1], HATCH[0])
+        lines = np.indices(pixels.shape[:2]).sum(axis=0)[..., None] % 8 < 2
+        hatched = np.where(lines, HATCH[1], HATCH[0])
         pixels = np.where(_nearest(hidden, pixels.shape[:2])[..., None], hatched, pixels)
     if invalid is not None:
         pixels = np.where(_nearest(invalid, pixels.shape[:2])[..., None], INVALID, pixels)
@@ -221,7 +210,8 @@ def _finished(image: Image.Image, hidden: Bools | None, invalid: Bools | None) -
 
 
 def _nearest(mask: Bools, size: tuple[int, ...]) -> Bools:
-    found: Bools = mask[np.ix_(*places(size, mask.shape))]
+    rows, columns = places(size, mask.shape)
+    found: Bools = mask[rows[:, None], columns]
     return found
 
 
@@ -238,9 +228,7 @@ def _head(title: str, scale: float | None) -> Image.Image:
         ends = _text("0", 12), _text(f"{scale:.4g} or more", 12)
         bar = Image.new("RGB", (ends[0].width + 120 + ends[1].width, ends[1].height), PAPER)
         bar.paste(ends[0], (0, 0))
-        bar.paste(
-            Image.fromarray(_heat(np.broadcast_to(np.linspace(0, 1, 110), (10, 110)))), (ends[0].width + 3, 3)
-        )
+        bar.paste(Image.fromarray(_heat(np.broadcast_to(np.linspace(0, 1, 110), (10, 110)))), (ends[0].width + 3, 3))
         bar.paste(ends[1], (ends[0].width + 118, 0))
         lines.append(bar)
     head = Image.new("RGB", (max(line.width for line in lines), sum(line.height for line in lines)), PAPER)
@@ -258,5 +246,6 @@ def _text(text: str, size: int) -> Image.Image:
     return image
 
 
+@cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)

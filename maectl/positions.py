@@ -23,9 +23,7 @@ def sincos(grid: tuple[int, ...], width: int) -> Tensor:
         )
     omega = 10000.0 ** (-torch.arange(share // 2, dtype=torch.float64) / (share / 2))
     axes = [torch.arange(cells, dtype=torch.float64) for cells in grid]
-    places = (
-        torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1).flip(0)
-    )  # [axes, L], last axis first
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1).flip(0)  # [axes, L], last axis first
     angles = places[..., None] * omega  # [axes, L, share / 2]
     waves = torch.cat([angles.sin(), angles.cos()], dim=-1)  # [axes, L, share]
 

@@ -70,9 +70,7 @@ def prepare(
             f"data.normalize gives {len(normalizer.mean)} means for images of {len(measured.mean)} channels"
         )
     train, held = held_out(index.groups, chosen.train.seed)
-    return Prepared(
-        chosen, index, found.adapter, reader, measured, normalizer, train, held, rejects, found.foreign
-    )
+    return Prepared(chosen, index, found.adapter, reader, measured, normalizer, train, held, rejects, found.foreign)
 
 
 def scan_with_recipe(
@@ -107,19 +105,17 @@ def suggested(adapter: str, index: Index) -> str:
 
 def resolved(given: Recipe, index: Index) -> Recipe:
     """The recipe with ``auto`` sizes replaced: the images' own size to 16 px (32 to 96), an eighth of it a patch."""
-    size, patch = given.model.image_size, given.model.patch_size
-    if size == "auto":
+    dimensions = index.shapes.shape[1] - 1
+    size: tuple[int, ...] | str = given.model.image_size
+    patch: tuple[int, ...] | str = given.model.patch_size
+    if isinstance(size, str):
         short = float(np.median(index.shapes[:, 1:].min(axis=1)))
-        side = int(min(SMALL, max(32, 16 * round(short / 16))))
-        size = (side,) * (index.shapes.shape[1] - 1)  # type: ignore[assignment]
-    if patch == "auto":
-        patch = tuple(max(1, int(side) // 8) for side in size)  # type: ignore[assignment]
-    fixed = given.updated({"model": {"image_size": size, "patch_size": patch}})
-    if len(size) != index.shapes.shape[1] - 1:
-        raise UsageError(
-            f"model.image_size {list(size)} has {len(size)} dimensions, the images have {index.shapes.shape[1] - 1}"
-        )
-    return fixed
+        size = (int(min(SMALL, max(32, 16 * round(short / 16)))),) * dimensions
+    if isinstance(patch, str):
+        patch = tuple(max(1, int(side) // 8) for side in size)
+    if len(size) != dimensions:
+        raise UsageError(f"model.image_size {list(size)} has {len(size)} dimensions, the images have {dimensions}")
+    return given.updated({"model": {"image_size": size, "patch_size": patch}})
 
 
 def statistics(reader: Reader, chosen: Recipe, workers: int) -> Statistics:
@@ -158,9 +154,7 @@ def _sees(given: Recipe) -> tuple[Any, ...]:
 
 def _scan(folders: Sequence[str | Path], kind: type[Adapter], given: Recipe, path: Path, workers: int) -> Any:
     with console.task("scanning") as advance:
-        return scan(
-            folders, kind, given.data, path, workers=workers, progress=lambda files: advance(files, None)
-        )
+        return scan(folders, kind, given.data, path, workers=workers, progress=lambda files: advance(files, None))
 
 
 def _large_enough(index: Index, rejects: Rejects, chosen: Recipe, work: Path) -> tuple[Index, Rejects]:
@@ -199,7 +193,9 @@ def _decodable(
         return index, store
     share = (len(bad) + len(rejects)) / (len(index) + len(rejects))
     if len(bad) == len(index):
-        raise DataError(f"none of the {len(index):,} images can be decoded, e.g. {index[bad[0][0]].paths[0]}: {bad[0][1]}")
+        raise DataError(
+            f"none of the {len(index):,} images can be decoded, e.g. {index[bad[0][0]].paths[0]}: {bad[0][1]}"
+        )
     if share > chosen.data.max_bad:
         raise DataError(f"{share:.1%} of the images cannot be used, data.max_bad allows {chosen.data.max_bad:.1%}")
     rows = np.array([row for row, _ in bad])
@@ -226,9 +222,7 @@ def _store_folder(index: Index, chosen: Recipe, run: Path) -> Path | None:
     return None
 
 
-def _verify(
-    index: Index, adapter: Adapter, chosen: Recipe, views: float | None, workers: int
-) -> list[tuple[int, str]]:
+def _verify(index: Index, adapter: Adapter, chosen: Recipe, views: float | None, workers: int) -> list[tuple[int, str]]:
     """Rows that do not decode, of all or of a sample (``data.verify``)."""
     asked = chosen.data.verify
     if asked == "auto":
@@ -239,7 +233,7 @@ def _verify(
         console.say(f"verifying {len(rows):,} of {len(index):,} images (data.verify); later failures are quarantined")
     reader = Reader(index, adapter)
 
-    def reason(row: int) -> tuple[int, str] | None:
+    def reason(row: np.int64) -> tuple[int, str] | None:
         try:
             reader.read(int(row))
         except Unreadable as error:
@@ -247,7 +241,7 @@ def _verify(
         return None
 
     with console.task("verifying") as advance:
-        found = []
+        found: list[tuple[int, str]] = []
         for done, each in enumerate(in_order(reason, rows, workers or 2), 1):
             advance(done, len(rows))
             if each is not None:

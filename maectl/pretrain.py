@@ -5,7 +5,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,9 @@ def pretrain(request: Request) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="maectl-") as work:
         training = resume(request) if request.resume else begin(request, Path(work), begun, optimizer_step)
         try:
-            if request.dry_run:
-                return _summary(training, 0)
             if not request.resume:
                 measure_first(training)
-            return _train(training, begun)
+            return _rehearse(training) if request.dry_run else _train(training, begun)
         finally:
             training.loader.close()
 
@@ -46,12 +44,11 @@ def _train(training: Training, begun: float) -> dict[str, Any]:
     about, out, start = training.about, training.request.out, int(training.about["step"])
     deadline = None if training.request.max_time is None else begun + training.request.max_time
     milestones = {round(training.steps * tenth / 10) for tenth in range(1, 11)}
-    progress = Progress(out, about, training.loader, start, training.device)
-    if start == 0:
-        progress.measured(0, about["loss_first"])
     batches = training.loader.batches(training.stream, start, training.steps)
     rate, saved = 0.0, time.monotonic()
-    with _interruptible() as interrupt:
+    with closing(Progress(out, about, training.loader, start, training.device)) as progress, _interruptible() as interrupt:
+        if start == 0:
+            progress.measured(0, about["loss_first"])
         for step in range(start, training.steps + 1):
             now = time.monotonic()
             late = deadline is not None and now > deadline
@@ -66,13 +63,10 @@ def _train(training: Training, begun: float) -> dict[str, Any]:
             if last:
                 break
             # one optimizer step
-            rate = learning_rate(
-                step, steps=training.steps, warmup_steps=about["warmup_steps"], peak=about["lr"]
-            )
+            rate = learning_rate(step, steps=training.steps, warmup_steps=about["warmup_steps"], peak=about["lr"])
             for group in training.optimizer.param_groups:
                 group["lr"] = rate
             progress.step(step, rate, optimizer_step(training, next(batches)))
-    progress.close()
     if interrupt.is_set() and step < training.steps:
         console.say(f"interrupted at step {step:,}: checkpoint written; --resume goes on from there")
         raise KeyboardInterrupt
@@ -80,6 +74,24 @@ def _train(training: Training, begun: float) -> dict[str, Any]:
         console.warn(f"time is up at step {step:,} of {training.steps:,}, at a learning rate of {rate:.2e}, not 0")
     _farewell(training)
     return _summary(training, step)
+
+
+def _rehearse(training: Training) -> dict[str, Any]:
+    """Two optimizer steps whose result is thrown away, and what the run would take."""
+    about, begun = training.about, 0.0
+    batches = training.loader.batches(training.stream, 0, 2)
+    for batch in batches:
+        begun = time.monotonic()
+        optimizer_step(training, batch)
+        device.synchronise(training.device)
+    each = time.monotonic() - begun
+    about["images_per_s"] = about["batch_size"] / each
+    memory = device.peak_memory(training.device) / 2**30
+    console.say(
+        f"dry run: a step takes about {each:.2f} s ({about['images_per_s']:,.0f} img/s) and {memory:.1f} GiB, the whole "
+        f"run about {console.clock(each * training.steps)}; nothing was written"
+    )
+    return _summary(training, 0)
 
 
 def optimizer_step(training: Training, batch: Batch) -> Tensor:
@@ -148,7 +160,12 @@ def _save(training: Training, step: int, milestones: set[int], progress: Progres
     about["step"], about["rejected"] = step, len(training.rejects)
     about["seconds"] += progress.lap()
     pictures = panels.training_samples(
-        training.model, training.held.batches[0], training.views.normalizer, training.config, mask_ratio, training.device
+        training.model,
+        training.held.batches[0],
+        training.views.normalizer,
+        training.config,
+        mask_ratio,
+        training.device,
     )
     progress.measured(step, about["loss_last"], pictures)
     checkpoint.save(out, step, training.model, training.config, training.optimizer, {"step": step})
@@ -164,12 +181,12 @@ def _farewell(training: Training) -> None:
     console.say(verdict(about["loss_last"], about["baselines"]))
     if training.rejects.rows:
         console.say(f"{len(training.rejects):,} images could not be used: {out}/quarantine.csv says why")
-    model = config.model
+    shape = ", ".join(str(config.model[key]) for key in ("width", "depth", "heads"))
+    size, patch = (tuple(config.model[key]) for key in ("image_size", "patch_size"))
     console.say(
         f"""the encoder loads in timm as it is:
   from safetensors.torch import load_file; from timm.models.vision_transformer import VisionTransformer
-  vit = VisionTransformer({tuple(model["image_size"])}, {tuple(model["patch_size"])}, {model["channels"]}, 0, "token", """
-        f"""{model["width"]}, {model["depth"]}, {model["heads"]})
+  vit = VisionTransformer({size}, {patch}, {config.model["channels"]}, 0, "token", {shape})
   vit.load_state_dict(load_file("{out}/encoder.safetensors"))
 next: maectl probe {out} FOLDER, or maectl reconstruct {out} IMAGE --out DIR"""
     )
@@ -179,7 +196,7 @@ def _summary(training: Training, step: int) -> dict[str, Any]:
     about = training.about
     return {
         "run": str(training.request.out),
-        "checkpoint": str(checkpoint.latest(training.request.out)),
+        "checkpoint": None if training.request.dry_run else str(checkpoint.latest(training.request.out)),
         "steps": step,
         "epochs": step * about["batch_size"] / training.stream.epoch_length,
         "images": about["images"],
@@ -192,5 +209,3 @@ def _summary(training: Training, step: int) -> dict[str, Any]:
         "data_wait_fraction": about["data_wait_fraction"],
         "seconds": about["seconds"],
     }
-
-

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from maectl import checkpoint, console, device, panels, scoring
 from maectl.checkpoint import Checkpoint, Config
 from maectl.errors import DataError, RunError
-from maectl.features import Whole, features, image_statistics, load_whole, thumbnails
+from maectl.features import Floats, Whole, features, image_statistics, load_whole, thumbnails
 from maectl.index import Index, scan
 from maectl.labels import Labels, duplicates, resolve
+from maectl.mae import MaskedAutoencoder
 from maectl.recipe import DataRecipe
 from maectl.registry import load as load_adapter
 from maectl.scoring import Evaluation
@@ -52,15 +52,20 @@ def probe(
         known = resolve(reader.index.names(), reader.index.groups, labels_csv=labels, folder=folder, seed=seed)
         known, whole = _loaded(reader, found.config, known, workers)
         seen = _pretrained_on(found, reader.index, known)
-    where = device.pick()
-    encoder = _evaluated(found.model(), found.config, whole, known, where, method, pool, seed, "encoder")
-    twins = [
-        _evaluated(_twin(found.config, number), found.config, whole, known, where, method, pool, seed, f"random twin {number + 1}")
-        for number in range(TWINS)
-    ]  # fmt: skip
+
+    def evaluated(model: MaskedAutoencoder, name: str) -> Evaluation:
+        with console.task(f"features of the {name}") as advance:
+            frozen = features(model, found.config, whole, device.pick(), advance)
+        return scoring.evaluate(frozen, known, method=method, pool=pool, seed=seed)
+
+    def baseline(name: str, values: Floats) -> Evaluation:
+        return scoring.evaluate({name: values}, known, method=method, pool=None, seed=seed)
+
+    encoder = evaluated(found.model(), "encoder")
+    twins = [evaluated(_twin(found.config, number), f"random twin {number + 1}") for number in range(TWINS)]
     others = {
-        "image_stats": _evaluate({"stats": image_statistics(whole)}, known, method, seed),
-        "thumbnails": _evaluate({"thumbnails": thumbnails(whole, found.config)}, known, method, seed),
+        "image_stats": baseline("stats", image_statistics(whole)),
+        "thumbnails": baseline("thumbnails", thumbnails(whole, found.config)),
         "majority": scoring.majority(known, seed),
     }
     result = _result(encoder, twins, others, known, seed)
@@ -128,25 +133,10 @@ def _loaded(reader: Reader, config: Config, labels: Labels, workers: int) -> tup
     return kept, whole
 
 
-def _twin(config: Config, number: int) -> torch.nn.Module:
+def _twin(config: Config, number: int) -> MaskedAutoencoder:
     """The same model with fresh weights."""
     torch.manual_seed(1_000_003 + number)
     return config.build_model()
-
-
-def _evaluated(
-    model: Any, config: Config, whole: Whole, labels: Labels, where: torch.device, method: str, pool: str | None,
-    seed: int, name: str,
-) -> Evaluation:  # fmt: skip
-    with console.task(f"features of the {name}") as advance:
-        found = features(model, config, whole, where, advance)
-    return _evaluate(found, labels, method, seed, pool)
-
-
-def _evaluate(
-    found: dict[str, npt.NDArray[np.float32]], labels: Labels, method: str, seed: int, pool: str | None = None
-) -> Evaluation:
-    return scoring.evaluate(found, labels, method=method, pool=pool, seed=seed)
 
 
 def _result(
@@ -173,7 +163,9 @@ def _result(
 
 
 def _leaks(whole: Whole, labels: Labels, seen: int | None) -> list[str]:
-    hashes = np.array([hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=8).digest() for image in whole.images])
+    hashes = np.array(
+        [hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=8).digest() for image in whole.images]
+    )
     copies = duplicates(hashes[labels.train], hashes[~labels.train])
     notes = [f"{copies} test images are exact copies of training images"] if copies else []
     if seen:

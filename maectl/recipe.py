@@ -18,15 +18,21 @@ from maectl.errors import UsageError
 
 __all__ = ["SIZES", "DataRecipe", "ModelRecipe", "Recipe", "TrainRecipe", "load", "named", "shipped", "text"]
 
+
+def _size(width: int, depth: int, heads: int, *decoder: int) -> dict[str, int]:
+    names = ("width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads")
+    return dict(zip(names, (width, depth, heads, *decoder), strict=True))
+
+
 SIZES: dict[str, dict[str, int]] = {
     # Encoders: tiny and small as DeiT (Touvron et al. 2021, Table 1), base to huge as ViT (Dosovitskiy et al.
     # 2021, Table 1). Decoders: He et al. 2021 use 512x8 for all; it would be 81 % of small's cost, so tiny and
     # small get lighter ones.
-    "tiny": dict(width=192, depth=12, heads=3, decoder_width=128, decoder_depth=2, decoder_heads=4),
-    "small": dict(width=384, depth=12, heads=6, decoder_width=256, decoder_depth=4, decoder_heads=8),
-    "base": dict(width=768, depth=12, heads=12, decoder_width=512, decoder_depth=8, decoder_heads=16),
-    "large": dict(width=1024, depth=24, heads=16, decoder_width=512, decoder_depth=8, decoder_heads=16),
-    "huge": dict(width=1280, depth=32, heads=16, decoder_width=512, decoder_depth=8, decoder_heads=16),
+    "tiny": _size(192, 12, 3, 128, 2, 4),
+    "small": _size(384, 12, 6, 256, 4, 8),
+    "base": _size(768, 12, 12, 512, 8, 16),
+    "large": _size(1024, 24, 16, 512, 8, 16),
+    "huge": _size(1280, 32, 16, 512, 8, 16),
 }
 
 
@@ -39,7 +45,18 @@ def _single(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+def _off(value: object) -> object:
+    """YAML reads a bare ``off`` as false."""
+    return "off" if value is False else value
+
+
+def _off(value: object) -> object:
+    """YAML 1.1 reads a bare off as false."""
+    return "off" if value is False else value
+
+
 Positive = Annotated[int, Field(gt=0)]
+Above0 = Annotated[float, Field(gt=0)]
 Extent = Annotated[
     tuple[Positive, Positive] | tuple[Positive, Positive, Positive] | Literal["auto"], BeforeValidator(_pair)
 ]
@@ -49,16 +66,22 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, and no key that is not known."""
+    """A part of a recipe: frozen, no key that is not known, no number that is not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class MeanStd(Section):
     """Given statistics, one value a channel, in the images' own unit."""
 
     mean: tuple[float, ...]
-    std: tuple[Annotated[float, Field(gt=0)], ...]
+    std: tuple[Above0, ...]
+
+    @model_validator(mode="after")
+    def _paired(self) -> "MeanStd":
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"normalize has {len(self.mean)} means and {len(self.std)} deviations")
+        return self
 
 
 class Display(Section):
@@ -82,17 +105,18 @@ class DataRecipe(Section):
     axis: str | None = None  # the axis a 2-D model slices volumes along
     crop: str = "image"  # image, or a window: 224px | 2240m | 90mm
     crop_scale: tuple[Share, Share] = (0.2, 1.0)  # share of the image's (or window's) area
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height
-    flip: tuple[Literal["horizontal", "vertical"], ...] = ("horizontal",)
+    crop_ratio: tuple[Above0, Above0] = (3 / 4, 4 / 3)  # width over height
+    flip: Annotated[tuple[Literal["horizontal", "vertical"], ...], BeforeValidator(_single)] = ("horizontal",)
     min_valid: Fraction = 0.5  # a crop with fewer valid pixels is drawn again, up to ten times
     display: Display = Display()
-    store: str = "auto"  # auto | off | a folder
+    store: Annotated[str, BeforeValidator(_off)] = "auto"  # auto | off | a folder
     verify: Literal["auto", "all"] | Annotated[int, Field(ge=0)] = "auto"  # sources decoded before step 1
-    max_bad: Fraction = 0.1  # more unreadable sources than this share stop the run
+    max_bad: Fraction = 1.0  # a larger share of sources that cannot be used stops the run
 
     @model_validator(mode="after")
     def _sane(self) -> "DataRecipe":
-        if not re.fullmatch(r"image|[0-9]+(\.[0-9]+)?(px|mm|m)", self.crop):
+        window = re.fullmatch(r"([0-9]+(\.[0-9]+)?)(px|mm|m)", self.crop)
+        if self.crop != "image" and (window is None or float(window[1]) == 0):
             raise ValueError(f"crop {self.crop!r} is neither 'image' nor a size such as 224px, 90mm or 2240m")
         for name in ("crop_scale", "crop_ratio", "clip"):
             pair = getattr(self, name)
@@ -123,17 +147,15 @@ class ModelRecipe(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "ModelRecipe":
-        if "auto" in (self.image_size, self.patch_size):
-            return self
+        if isinstance(self.image_size, str) or isinstance(self.patch_size, str):
+            return self  # auto: resolved once the images are known
         if len(self.image_size) != len(self.patch_size):
             raise ValueError(
                 f"image_size {list(self.image_size)} and patch_size {list(self.patch_size)} differ in length"
             )
-        if any(int(size) % int(patch) for size, patch in zip(self.image_size, self.patch_size, strict=True)):
-            nearest = [
-                max(1, round(int(size) / int(patch))) * int(patch)
-                for size, patch in zip(self.image_size, self.patch_size, strict=True)
-            ]
+        sides = list(zip(self.image_size, self.patch_size, strict=True))
+        if any(size % patch for size, patch in sides):
+            nearest = [max(1, round(size / patch)) * patch for size, patch in sides]
             raise ValueError(
                 f"patch_size {list(self.patch_size)} does not divide image_size {list(self.image_size)}: "
                 f"use image_size {nearest}"
@@ -154,16 +176,16 @@ class ModelRecipe(Section):
 class TrainRecipe(Section):
     """How long and how fast; defaults are the reference's (He et al. 2021, Table 8)."""
 
-    epochs: Annotated[float, Field(gt=0)] = 800
+    epochs: Above0 = 800
     warmup_epochs: Annotated[float, Field(ge=0)] = 40  # never more than a tenth of the steps
     batch_size: Positive = 4096  # images an optimizer step, all processes together; in a recipe, a maximum
     micro_batch: Positive | Literal["auto"] = "auto"  # images at once a process
-    base_lr: Annotated[float, Field(gt=0)] = 1.5e-4  # learning rate per 256 images of the batch
+    base_lr: Above0 = 1.5e-4  # learning rate per 256 images of the batch
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     keep: Annotated[int, Field(ge=1)] = 2  # whole checkpoints; weights alone are kept at each tenth
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10
+    checkpoint_minutes: Above0 = 10
 
 
 class Recipe(Section):
@@ -228,8 +250,9 @@ def load(name: str | None, overrides: Iterable[str] = ()) -> tuple[Recipe, set[s
         inner, *path = field.split(".")
         target = whole.setdefault(section, {})
         for step in path:  # data.options.max_pixels=...
-            target = target.setdefault(inner, {})
-            inner = step
+            if not isinstance(target.get(inner), dict):
+                target[inner] = {}
+            target, inner = target[inner], step
         target[inner] = _yaml_value(value, override)
         explicit.add(key.strip())
     return _validated(whole, where), explicit

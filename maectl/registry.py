@@ -57,11 +57,17 @@ def discover() -> tuple[dict[str, type[Adapter]], list[Broken]]:
             )
         try:
             adapter = point.load()
-        except Exception as error:  # any third-party import may fail in any way: shown, never fatal
+        except (Exception, SystemExit) as error:  # any third-party import may fail in any way: shown, never fatal
             broken.append(Broken(point.name, owner, f"{type(error).__name__}: {error}"))
             continue
         if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
             broken.append(Broken(point.name, owner, f"{point.value} is not a maectl.adapter.Adapter"))
+            continue
+        if missing := sorted(adapter.__abstractmethods__):
+            broken.append(Broken(point.name, owner, f"{point.value} lacks {', '.join(missing)}"))
+            continue
+        if getattr(adapter, "name", None) != point.name:  # checkpoints name their adapter
+            broken.append(Broken(point.name, owner, f"{point.value} must have name = {point.name!r}"))
             continue
         found[point.name] = adapter
     return found, broken
@@ -89,11 +95,7 @@ def choose(folders: Sequence[str | Path], seed: int = 0) -> Choice:
     A claim by content (a georeferenced TIFF) outweighs one by format. Raises DataError where no adapter
     claims any file.
     """
-    candidates = [
-        Path(files.folder, path)
-        for files in map(Files, folders)
-        for path in islice(files, WALKED)
-    ]
+    candidates = [Path(files.folder, path) for files in map(Files, folders) for path in islice(files, WALKED)]
     sniffed = random.Random(seed).sample(candidates, min(SNIFFED, len(candidates)))
     adapters = installed()
     claimed = dict.fromkeys(adapters, 0)

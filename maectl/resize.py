@@ -4,6 +4,8 @@ Values [C, *S] keep their dtype where torch can resize it (uint8) and become flo
 bicubic in 2-D (as the reference's RandomResizedCrop) and linear in 3-D, widened by the scale when shrinking.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -43,7 +45,7 @@ def _bicubic(values: npt.NDArray[np.generic], size: tuple[int, ...]) -> npt.NDAr
     return np.asarray(resized[0].numpy())
 
 
-def _linear(values: npt.NDArray[np.generic], size: tuple[int, ...]) -> npt.NDArray[np.generic]:
+def _linear(values: npt.NDArray[Any], size: tuple[int, ...]) -> npt.NDArray[np.float32]:
     for axis, out in enumerate(size, 1):
         weights = _triangle(values.shape[axis], out)
         values = np.moveaxis(np.tensordot(weights, values, axes=(1, axis)), 0, axis)

@@ -5,7 +5,6 @@ Every choice (strength of the penalty, neighbours, pool) is made on held-out gro
 test part is touched once, by the model chosen. The encoder and each baseline go through `evaluate` alike.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from maectl.errors import DataError, UsageError
 from maectl.labels import Ints, Labels, Mask, Targets, split
+from maectl.solvers import classes_of, knn_path, linear_path, one_hot
 
 __all__ = [
     "Evaluation",
@@ -28,18 +28,14 @@ __all__ = [
     "metrics",
     "paired_difference",
     "pick",
-    "standardise",
     "verdict",
 ]
 
 Array = npt.NDArray[Any]
 Metric = Callable[[Array], Array]  # weights of the test items [B, M] -> the metric under each row [B]
-Objective = Callable[[Array], tuple[float, Array]]  # value and slope
 Method = Callable[[Array, Targets, Array, Sequence[float], int], Iterator[Array]]
 
-STRENGTHS = tuple(
-    float(c) for c in np.logspace(-4, 2, 13)
-)  # C: penalty |W|²/2 beside C times the summed loss
+STRENGTHS = tuple(float(c) for c in np.logspace(-4, 2, 13))  # C: penalty |W|²/2 beside C times the summed loss
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 HEADS = ("accuracy", "balanced_accuracy", "f1_macro", "auroc")
 HELD_OUT = 0.25  # of the training part
@@ -65,17 +61,6 @@ class Evaluation:
     metrics: dict[str, Any]
 
 
-def standardise(train: Array, *others: Array) -> list[Array]:
-    """Every array with the training mean taken off and divided by the training deviation; float32.
-
-    A feature constant over the training part tells nothing and becomes 0 everywhere.
-    """
-    mean, deviation = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
-    known = deviation > 1e-6 * np.abs(mean)
-    scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=known)
-    return [((values - mean) * scale).astype(np.float32) for values in (train, *others)]
-
-
 def linear(train_x: Array, train_y: Targets, test_x: Array, *, groups: Ints, seed: int) -> Array:
     """Class probabilities [M, K] of a logistic regression, C chosen on held-out training groups."""
     return _single("linear", train_x, train_y, test_x, groups, seed)
@@ -88,7 +73,7 @@ def knn(train_x: Array, train_y: Targets, test_x: Array, *, groups: Ints, seed: 
 
 def _single(method: str, train_x: Array, train_y: Targets, test_x: Array, groups: Ints, seed: int) -> Array:
     _, strength, _ = pick({"": train_x}, train_y, groups=groups, method=method, seed=seed)
-    return next(METHODS[method][0](train_x, train_y, test_x, (strength,), _classes(train_y)))
+    return next(METHODS[method][0](train_x, train_y, test_x, (strength,), classes_of(train_y)))
 
 
 def pick(
@@ -105,7 +90,7 @@ def pick(
         losses = np.full((repeats, len(grid)), np.inf)
         for repeat in range(repeats):
             held = _held_out(targets, groups, (seed, repeat))
-            for i, found in enumerate(path(x[~held], targets[~held], x[held], grid, _classes(targets))):
+            for i, found in enumerate(path(x[~held], targets[~held], x[held], grid, classes_of(targets))):
                 losses[repeat, i] = loss(targets[held], found)
                 if i - losses[repeat].argmin() >= 3:
                     break  # worse three times running: a weaker penalty only fits slower and worse
@@ -124,9 +109,7 @@ def _held_out(targets: Targets, groups: Ints, seed: tuple[int, int]) -> Mask:
     raise UsageError(f"{len(groups)} training images are too few for a probe: give every class two or more")
 
 
-def evaluate(
-    features: Mapping[str, Array], labels: Labels, *, method: str, pool: str | None, seed: int
-) -> Evaluation:
+def evaluate(features: Mapping[str, Array], labels: Labels, *, method: str, pool: str | None, seed: int) -> Evaluation:
     """Fit on the training part, score on the test part.
 
     ``features`` maps a pool ("cls", "mean", "stats", ...) to [N, D], in the order of ``labels``; ``pool``
@@ -134,9 +117,7 @@ def evaluate(
     """
     for name, x in features.items():
         if bad := int((~np.isfinite(x).all(axis=1)).sum()):
-            raise DataError(
-                f"the {name} features of {bad} of {len(x)} images are not finite: check the encoder"
-            )
+            raise DataError(f"the {name} features of {bad} of {len(x)} images are not finite: check the encoder")
     given = {name: x for name, x in features.items() if pool in (None, name)}
     train, targets = labels.train, labels.targets
     inside = {name: x[train] for name, x in given.items()}
@@ -149,7 +130,7 @@ def evaluate(
 
 def majority(labels: Labels, seed: int) -> Evaluation:
     """The baseline that has seen no image: the training part's class frequencies, for every test item."""
-    frequency = _one_hot(labels.targets[labels.train], len(labels.classes)).mean(axis=0)
+    frequency = one_hot(labels.targets[labels.train], len(labels.classes)).mean(axis=0)
     probabilities = np.tile(frequency, (int((~labels.train).sum()), 1))
     return Evaluation("majority", "", 0.0, np.inf, probabilities, _scored(probabilities, labels, seed))
 
@@ -157,9 +138,7 @@ def majority(labels: Labels, seed: int) -> Evaluation:
 def average(evaluations: Sequence[Evaluation], labels: Labels, seed: int) -> dict[str, Any]:
     """The mean of every metric over several evaluations (random twins), with the interval of that mean."""
     each = [evaluation.metrics for evaluation in evaluations]
-    mean = {
-        name: None if each[0][name] is None else float(np.mean([m[name] for m in each])) for name in HEADS
-    }
+    mean = {name: None if each[0][name] is None else float(np.mean([m[name] for m in each])) for name in HEADS}
     metric = _mean([headline(labels.targets[~labels.train], e.probabilities) for e in evaluations])
     told = {name: each[0][name] for name in ("headline", "auroc_reason")}
     return mean | told | _interval(metric, labels, seed) | {"seeds": len(each)}
@@ -175,8 +154,8 @@ def metrics(truth: Targets, probabilities: Array, classes: Sequence[str]) -> dic
     over labels, AUROC over those both present and absent in ``truth``.
     """
     several = truth.ndim == 2
-    true = _one_hot(truth, len(classes)) > 0
-    said = probabilities >= 0.5 if several else _one_hot(probabilities.argmax(axis=1), len(classes)) > 0
+    true = one_hot(truth, len(classes)) > 0
+    said = probabilities >= 0.5 if several else one_hot(probabilities.argmax(axis=1), len(classes)) > 0
     hits, support, claimed = (true & said).sum(axis=0), true.sum(axis=0), said.sum(axis=0)
     recall, precision = hits / np.maximum(support, 1), hits / np.maximum(claimed, 1)
     f1 = 2 * hits / np.maximum(support + claimed, 1)
@@ -185,9 +164,7 @@ def metrics(truth: Targets, probabilities: Array, classes: Sequence[str]) -> dic
     auroc, reason = _mean_auroc(true, probabilities, classes, several)
     return {
         "accuracy": float((true == said).all(axis=1).mean()),
-        "balanced_accuracy": float(
-            ((recall + specificity) / 2).mean() if several else recall[support > 0].mean()
-        ),
+        "balanced_accuracy": float(((recall + specificity) / 2).mean() if several else recall[support > 0].mean()),
         "f1_macro": float(f1.mean() if several else f1[support + claimed > 0].mean()),
         "auroc": auroc,
         "auroc_reason": reason,
@@ -216,9 +193,7 @@ def headline(truth: Targets, probabilities: Array) -> Metric:
     return mean_auroc
 
 
-def bootstrap_interval(
-    metric: Metric, groups: Ints, seed: int, n: int = RESAMPLES
-) -> tuple[float, float] | None:
+def bootstrap_interval(metric: Metric, groups: Ints, seed: int, n: int = RESAMPLES) -> tuple[float, float] | None:
     """The 2.5 and 97.5 percentiles of a metric when whole groups of the test part (groups [M]) are redrawn.
 
     None with fewer than ten groups, or where the metric is undefined (cluster bootstrap, percentile
@@ -271,9 +246,7 @@ def verdict(
         said.append(_compared(name, difference, interval))
     unit = "mean AUROC" if truth.ndim == 2 else "accuracy"
     reason = _no_interval(labels)
-    return f"the encoder {', '.join(said)}; in points of {unit}" + (
-        f"; no interval: {reason}" if reason else ""
-    )
+    return f"the encoder {', '.join(said)}; in points of {unit}" + (f"; no interval: {reason}" if reason else "")
 
 
 def _compared(name: str, difference: float, interval: tuple[float, float] | None) -> str:
@@ -291,9 +264,7 @@ def _compared(name: str, difference: float, interval: tuple[float, float] | None
 
 def _scored(probabilities: Array, labels: Labels, seed: int) -> dict[str, Any]:
     truth = labels.targets[~labels.train]
-    return metrics(truth, probabilities, labels.classes) | _interval(
-        headline(truth, probabilities), labels, seed
-    )
+    return metrics(truth, probabilities, labels.classes) | _interval(headline(truth, probabilities), labels, seed)
 
 
 def _interval(metric: Metric, labels: Labels, seed: int) -> dict[str, Any]:
@@ -332,9 +303,7 @@ def _auroc(weights: Array, positive: Mask, score: Array) -> Array:
     """AUROC [B] under weights [B, M]: how often a positive outranks a negative (ties half), or NaN."""
     order = np.argsort(score, kind="stable")
     starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
-    sums = [
-        np.add.reduceat(weights[:, order] * mark[order], starts, axis=1) for mark in (positive, ~positive)
-    ]
+    sums = [np.add.reduceat(weights[:, order] * mark[order], starts, axis=1) for mark in (positive, ~positive)]
     yes, no = sums  # [B, distinct scores]
     below = no.cumsum(axis=1) - no / 2
     pairs = yes.sum(axis=1) * no.sum(axis=1)
@@ -342,139 +311,9 @@ def _auroc(weights: Array, positive: Mask, score: Array) -> Array:
     return np.asarray(np.divide(outranked, pairs, out=np.full(len(weights), np.nan), where=pairs > 0))
 
 
-def _classes(targets: Targets) -> int:
-    return targets.shape[1] if targets.ndim == 2 else int(targets.max()) + 1
-
-
-def _one_hot(targets: Targets, classes: int) -> Array:
-    return (targets if targets.ndim == 2 else targets[:, None] == np.arange(classes)).astype(np.float32)
-
-
-def _linear_path(
-    train_x: Array, train_y: Targets, test_x: Array, strengths: Sequence[float], classes: int
-) -> Iterator[Array]:
-    """Test probabilities [M, K] of logistic regressions with growing C, each started from the one before.
-
-    Softmax, or a sigmoid a label for several labels. Minimises mean log loss + |W|² / (2 C N), the intercept
-    free, in the basis of the features' principal axes (the penalty does not see a rotation), each axis
-    scaled by the curvature bound of Böhning (1992): three to five times fewer iterations on ViT features.
-    """
-    train, test = standardise(train_x, test_x)
-    goal, shared = _one_hot(train_y, classes), train_y.ndim == 1
-    items, size = train.shape
-    power, axes = np.linalg.eigh((train.T @ train / items).astype(np.float64))
-    train, test = train @ axes.astype(np.float32), test @ axes.astype(np.float32)
-    curvature = np.append(np.maximum(power, 0), 1)[:, None] / (2 if shared else 4)
-    weights = np.zeros((size + 1, classes))  # [D + 1, K], the last row the intercept
-    for strength in strengths:
-        penalty = np.append(np.full(size, 1 / (strength * items)), 0)[:, None]
-        scale = 1 / np.sqrt(curvature + penalty)
-        weights = scale * _minimise(_objective(train, goal, shared, penalty, scale), weights / scale)
-        yield _probabilities(_logits(test, weights), shared)
-
-
-def _objective(x: Array, goal: Array, shared: bool, penalty: Array, scale: Array) -> Objective:
-    def objective(scaled: Array) -> tuple[float, Array]:
-        w = scaled * scale
-        loss, error = _log_loss(_logits(x, w), goal, shared)
-        slope = np.vstack([x.T @ error, error.sum(axis=0)]) / len(x) + penalty * w
-        return loss + float((penalty * w * w).sum()) / 2, slope * scale
-
-    return objective
-
-
-def _minimise(objective: Objective, x: Array) -> Array:
-    """The minimum of a convex function by L-BFGS (Nocedal and Wright 2006, algorithm 7.4), ten pairs kept.
-
-    Own, because scipy brings a second pool of BLAS threads, and on busy cores the two spin against each
-    other (10 to 40 times slower). The products are float32: below these tolerances there is only rounding.
-    """
-    pairs: deque[tuple[Array, Array]] = deque(maxlen=10)
-    value, slope = objective(x)
-    for _ in range(500):
-        direction = _two_loops(pairs, slope)
-        descent, step = float((slope * direction).sum()), 1.0
-        after, turned = objective(x + direction)
-        while after > value + 1e-4 * step * descent and step > 1e-6:
-            step /= 2
-            after, turned = objective(x + step * direction)
-        if after >= value:
-            break
-        moved, bent = step * direction, turned - slope
-        if (moved * bent).sum() > 1e-10 * (bent * bent).sum():
-            pairs.append((moved, bent))
-        x, gain, value, slope = x + moved, value - after, after, turned
-        if gain <= 1e-7 * max(value, 1) or np.abs(slope).max() < 1e-4:
-            break
-    return x
-
-
-def _two_loops(pairs: Sequence[tuple[Array, Array]], slope: Array) -> Array:
-    """Minus the inverse curvature that the pairs (step, change of slope) tell of, times the slope."""
-    direction, shares = -slope, []
-    for moved, bent in reversed(pairs):
-        share = (moved * direction).sum() / (moved * bent).sum()
-        direction = direction - share * bent
-        shares.append(share)
-    if not pairs:
-        return np.asarray(direction / max(1, np.linalg.norm(slope)))
-    moved, bent = pairs[-1]
-    direction = direction * ((moved * bent).sum() / (bent * bent).sum())
-    for (moved, bent), share in zip(pairs, reversed(shares), strict=True):
-        direction = direction + moved * (share - (bent * direction).sum() / (moved * bent).sum())
-    return np.asarray(direction)
-
-
-def _logits(x: Array, weights: Array) -> Array:
-    w = weights.astype(np.float32)
-    return np.asarray(x @ w[:-1] + w[-1])
-
-
-def _probabilities(logits: Array, shared: bool) -> Array:
-    if not shared:
-        return np.asarray(1 / (1 + np.exp(-np.clip(logits, -60, 60))))
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-
-
-def _log_loss(logits: Array, goal: Array, shared: bool) -> tuple[float, Array]:
-    """Mean over items of the log loss, and N times its slope [N, K] with regard to the logits."""
-    found = _probabilities(logits, shared)
-    if shared:
-        loss = -np.log(np.maximum((goal * found).sum(axis=1), 1e-37))
-    else:
-        loss = np.logaddexp(0, logits) - goal * logits
-    return float(loss.sum(dtype=np.float64)) / len(goal), found - goal
-
-
-def _knn_path(
-    train_x: Array, train_y: Targets, test_x: Array, neighbours: Sequence[float], classes: int
-) -> Iterator[Array]:
-    """Test probabilities [M, K] of k nearest neighbours for growing k: cosine of standardised features.
-
-    A neighbour of similarity s votes exp(s / 0.07) (Wu et al. 2018, instance discrimination).
-    """
-    train, test = (
-        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in standardise(train_x, test_x)
-    )
-    goal, most = _one_hot(train_y, classes), min(int(max(neighbours)), len(train))
-    near, close = np.empty((len(test), most), np.int64), np.empty((len(test), most), np.float32)
-    for start in range(0, len(test), 1000):
-        part = slice(start, start + 1000)
-        similar = test[part] @ train.T
-        some = np.argpartition(similar, -most, axis=1)[:, -most:]
-        order = np.argsort(-np.take_along_axis(similar, some, axis=1), axis=1, kind="stable")
-        near[part] = np.take_along_axis(some, order, axis=1)
-        close[part] = np.take_along_axis(similar, near[part], axis=1)
-    votes = np.exp((close - close[:, :1]) / 0.07)
-    for k in neighbours:
-        share = votes[:, : int(k)] / votes[:, : int(k)].sum(axis=1, keepdims=True)
-        yield np.einsum("mk,mkc->mc", share, goal[near[:, : int(k)]])
-
-
 def _surprise(truth: Targets, probabilities: Array) -> float:
     """Held-out log loss of a linear probe: steadier than its accuracy, and smooth in C."""
-    goal, found = _one_hot(truth, probabilities.shape[1]), np.clip(probabilities, 1e-7, 1)
+    goal, found = one_hot(truth, probabilities.shape[1]), np.clip(probabilities, 1e-7, 1)
     kept = goal * np.log(found)
     if truth.ndim == 2:
         kept += (1 - goal) * np.log(np.clip(1 - probabilities, 1e-7, 1))
@@ -487,6 +326,6 @@ def _shortfall(truth: Targets, probabilities: Array) -> float:
 
 
 METHODS: dict[str, tuple[Method, Sequence[float], Callable[[Targets, Array], float]]] = {
-    "linear": (_linear_path, STRENGTHS, _surprise),
-    "knn": (_knn_path, NEIGHBOURS, _shortfall),
+    "linear": (linear_path, STRENGTHS, _surprise),
+    "knn": (knn_path, NEIGHBOURS, _shortfall),
 }

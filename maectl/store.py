@@ -39,7 +39,8 @@ SCHEMA = pa.schema(
     [("key", pa.binary(16)), ("offset", pa.int64()), ("valid_offset", pa.int64())]  # valid_offset -1: all valid
 )
 Progress = Callable[[int, int], None]
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Store:
@@ -53,7 +54,9 @@ class Store:
         for number, path in enumerate(sorted(folder.glob("*.arrow"))):
             with pa.memory_map(str(path)) as file:
                 table = pa.ipc.open_file(file).read_all()
-            self._shards.append(np.memmap(path.with_suffix(".pixels"), np.uint8, "c"))  # torch warns of read-only arrays
+            self._shards.append(
+                np.memmap(path.with_suffix(".pixels"), np.uint8, "c")
+            )  # torch warns of read-only arrays
             columns = (table.column(name).to_pylist() for name in SCHEMA.names)
             for key, offset, valid_offset in zip(*columns, strict=True):
                 places[key] = (number, offset, valid_offset)
@@ -200,7 +203,9 @@ class _Writer:
         if not self.entries:
             return
         final = self.path.with_suffix(".arrow")
-        columns = [pa.array(column, kind.type) for column, kind in zip(zip(*self.entries, strict=True), SCHEMA, strict=True)]
+        columns = [
+            pa.array(column, kind.type) for column, kind in zip(zip(*self.entries, strict=True), SCHEMA, strict=True)
+        ]
         temporary = self.path.with_suffix(".table")
         with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
             writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))

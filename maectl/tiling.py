@@ -1,21 +1,22 @@
 """Images of any size through the masked autoencoder: overlapping tiles under one mask, blended without seams.
 
-How an image meets the model. It is resized so that the largest window of the model's proportions is the model's
-image size (`features.central` sees the same), which is the scale training crops of the whole image have at
-``crop_scale`` 1; where training drew windows of a fixed size (``data.crop: 224px``), so that such a window is. The
-resized image is a whole number of patches along each axis and tiles lie on that lattice, neighbours sharing half
-or more.
+How an image meets the model. It is resized so that the largest window of the model's proportions is the
+model's image size (`features.central` sees the same), which is the scale training crops of the whole image
+have at ``crop_scale`` 1; where training drew windows of a fixed size (``data.crop: 224px``), so that such a
+window is. The resized image is a whole number of patches along each axis and tiles lie on that lattice,
+neighbours sharing half or more.
 
-One mask for the whole lattice: the random mask of one tile, repeated with the tile's period. So a patch is removed
-in every tile that holds it or in none, and every tile, wherever it lies, has exactly the run's share removed, by a
-mask as random as in training (a cyclic shift of a random permutation is one).
+One mask for the whole lattice: the random mask of one tile, repeated with the tile's period. So a patch is
+removed in every tile that holds it or in none, and every tile, wherever it lies, has exactly the run's
+share removed, by a mask as random as in training (a cyclic shift of a random permutation is one).
 
-With ``cover`` there are K = ceil(L / R) masks, L patches a tile and R of them removed: the random permutation of the
-patches is a circle, mask k removes the R from place k·ceil(L / K) on, and of its predictions only those before the
-next mask's place are used. So each mask removes the run's share, every patch is predicted, and what is used of it
-comes from exactly one mask.
+With ``cover`` there are K = ceil(L / R) masks, L patches a tile and R of them removed: the random
+permutation of the patches is a circle, mask k removes the R from place k·ceil(L / K) on, and of its
+predictions only those before the next mask's place are used. So each mask removes the run's share, every
+patch is predicted, and what is used of it comes from exactly one mask.
 
-N tiles a batch, C channels, S the model's size, E the image's extent, G the lattice (patches along each axis).
+N tiles a batch, C channels, S the model's size, E the image's extent, G the lattice (patches along each
+axis).
 """
 
 from collections.abc import Sequence
@@ -88,7 +89,7 @@ def layout(
     patch: tuple[int, ...],
     window: tuple[float, ...] | None = None,
 ) -> Layout:
-    """The layout of an image of ``extent`` for a model of ``size``; ``window`` as of `windows.crop_pixels`."""
+    """The layout of an image for a model of ``size``; ``window`` is what `windows.crop_pixels` gives."""
     base = extent if window is None else tuple(min(e, w) for e, w in zip(extent, window, strict=True))
     scale = max(s / b for s, b in zip(size, base, strict=True))
     grid = tuple(s // p for s, p in zip(size, patch, strict=True))
@@ -98,7 +99,7 @@ def layout(
 
 
 def masks(grid: tuple[int, ...], mask_ratio: float, cover: bool, chance: np.random.Generator) -> list[Mask]:
-    """One random mask of a tile, or with ``cover`` the complementary ones. Raises UsageError for a bad ratio."""
+    """One random mask of a tile, or with ``cover`` the complementary ones; raises UsageError."""
     patches = prod(grid)
     removed = patches - kept(patches, mask_ratio)
     place = chance.permutation(patches).reshape(grid)  # of each patch on the circle
@@ -128,10 +129,10 @@ def spread(cells: Bools, lattice: tuple[int, ...]) -> Bools:
 def predict(
     model: MaskedAutoencoder, images: Tensor, noise: Tensor, mask_ratio: float, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Normalised images [N, C, *S] with the removed patches predicted, and the mask, bool [N, L], True = removed.
+    """Images [N, C, *S], normalised, with removed patches predicted; and the mask [N, L], True = removed.
 
-    With ``norm_pix_loss`` the prediction gets the mean and deviation of the patch it stands for. Invalid values
-    of visible patches become 0.
+    With ``norm_pix_loss`` the prediction gets the mean and deviation of the patch it stands for. Invalid
+    values of visible patches become 0.
     """
     output = model(images, noise, mask_ratio, valid)
     patches, patches_valid = model.patches(images, valid)
@@ -147,7 +148,8 @@ def inpaint(
 ) -> Floats:  # fmt: skip
     """Predictions, float32 ``[C, *size]`` in the images' unit, of an image resized to ``plan.size``.
 
-    Where no prediction is used they are 0. ``constants`` are mean and deviation [1, C] that normalise the image.
+    Where no prediction is used they are 0. ``constants`` are mean and deviation [1, C] that normalise the
+    image.
     """
     canvas = np.zeros(seen.values.shape, np.float32)
     blend = [
@@ -173,9 +175,7 @@ def _batch(
 ) -> tuple[Batch, Tensor]:
     windows = [_window(plan, tile) for _, tile in jobs]
     images = np.stack([seen.values[(slice(None), *window)] for window in windows])
-    valid = (
-        None if seen.valid is None else torch.from_numpy(np.stack([seen.valid[window] for window in windows]))
-    )
+    valid = None if seen.valid is None else torch.from_numpy(np.stack([seen.valid[window] for window in windows]))
     noise = np.stack([_shifted(mask.noise, plan, tile).ravel() for mask, tile in jobs])
     batch = Batch(torch.from_numpy(images), valid, torch.from_numpy(noise), *constants, np.empty(0, np.int64))
     return batch, batch.noise
@@ -213,13 +213,11 @@ def places(extent: tuple[int, ...], cells: tuple[int, ...]) -> list[npt.NDArray[
     return [((np.arange(e) + 0.5) * g / e).astype(np.int64) for e, g in zip(extent, cells, strict=True)]
 
 
-def back(
-    values: Floats, used: Bools, patch: tuple[int, ...], extent: tuple[int, ...]
-) -> tuple[Floats, Bools]:
-    """Values ``[C, *size]`` of the used patches, bool [*G], at the image's own size, and where that is, bool [*E].
+def back(values: Floats, used: Bools, patch: tuple[int, ...], extent: tuple[int, ...]) -> tuple[Floats, Bools]:
+    """Values [C, *size] of the used patches [*G] at the image's own size, and where that is, bool [*E].
 
-    A pixel belongs to the patch that its centre lies in. Interpolation is linear and among used patches alone, so
-    that nothing of the others gets into a reconstruction; elsewhere the values are 0.
+    A pixel belongs to the patch that its centre lies in. Interpolation is linear and among used patches
+    alone, so that nothing of the others gets into a reconstruction; elsewhere the values are 0.
     """
     inside = _enlarged(used, patch)[None].astype(np.float32)
     where: Bools = used[np.ix_(*places(extent, used.shape))]

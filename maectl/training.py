@@ -76,9 +76,7 @@ class Training:
         return int(self.about["steps"])
 
 
-def begin(
-    request: Request, work: Path, begun: float, optimizer_step: Callable[[Training, Batch], Tensor]
-) -> Training:
+def begin(request: Request, work: Path, begun: float, optimizer_step: Callable[[Training, Batch], Tensor]) -> Training:
     """A new run, its folder made last. Raises MaectlError before anything is written there."""
     run.refuse(request.out, overwrite=request.overwrite or request.dry_run)
     overrides = _overrides(request)
@@ -132,7 +130,8 @@ def measure_first(training: Training) -> None:
     ratio = training.recipe.model.mask_ratio
     training.about["baselines"] = training.held.measure_baselines(training.model, ratio)
     training.about["loss_first"] = training.about["loss_last"] = training.held.loss(training.model, ratio)
-    run.write(training.request.out, training.about)
+    if not training.request.dry_run:
+        run.write(training.request.out, training.about)
 
 
 def _overrides(request: Request) -> list[str]:
@@ -214,9 +213,7 @@ def _assembled(
     optimizer = adamw(model, about.get("lr", 0.0), chosen.train.weight_decay)
     measured = HeldOut(loader, held, config.normalizer, where, about["precision"])
     stream = Stream(train, about.get("batch_size", budget.LEAST_BATCH), about["seed"], views.per_epoch(train))
-    return Training(
-        request, about, chosen, config, model, optimizer, views, loader, stream, measured, rejects, where
-    )
+    return Training(request, about, chosen, config, model, optimizer, views, loader, stream, measured, rejects, where)
 
 
 @dataclass
@@ -233,7 +230,9 @@ class _Quarantine:
         console.warn(f"{source.paths[0]} cannot be read any more ({reason}): quarantined, another takes its place")
         failed = sum(stage == "train" for _, _, stage, _ in self.rejects.rows)
         if failed > self.most * len(self.index):
-            raise TrainingError(f"{failed:,} of {len(self.index):,} images became unreadable: data.max_bad is {self.most}")
+            raise TrainingError(
+                f"{failed:,} of {len(self.index):,} images became unreadable: data.max_bad is {self.most}"
+            )
 
 
 def _settle(
@@ -271,9 +270,7 @@ def _settle(
     )
 
 
-def _steps_in_time(
-    training: Training, begun: float, optimizer_step: Callable[[Training, Batch], Tensor]
-) -> int:
+def _steps_in_time(training: Training, begun: float, optimizer_step: Callable[[Training, Batch], Tensor]) -> int:
     """Steps that fit what is left of ``--max-time``, by timing some that are then undone."""
     assert training.request.max_time is not None
     fresh = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
@@ -350,7 +347,9 @@ def _check_unchanged(request: Request, about: dict[str, Any]) -> None:
 def _count_new_files(index: Index, rejects: Rejects, chosen: Recipe) -> None:
     """Say how many files lie in the folders now that were not there at the scan."""
     for number, folder in enumerate(index.folders):
-        known = index.files(number) | {path for where, paths, _, _ in rejects.rows if where == folder for path in paths.split(";")}
+        known = index.files(number) | {
+            path for where, paths, _, _ in rejects.rows if where == folder for path in paths.split(";")
+        }
         if not Path(folder).exists():
             raise RunError(f"{folder}, the run's folder, is gone: put it back to resume")
         files = Files(folder, include=chosen.data.include, exclude=chosen.data.exclude)

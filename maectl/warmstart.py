@@ -57,5 +57,5 @@ def _timm(name: str, model: MaskedAutoencoder) -> tuple[dict[str, Tensor], str |
     if not timm.is_model(name.partition(".")[0]):
         raise UsageError(f"--init timm:{name}: timm has no such model; timm.list_models('vit_*') lists them")
     options: dict[str, Any] = {"num_classes": 0, "in_chans": model.channels}
-    loaded = timm.create_model(name, pretrained=True, **options)
+    loaded: Any = timm.create_model(name, pretrained=True, **options)
     return loaded.state_dict(), loaded.pretrained_cfg.get("license")

@@ -64,6 +64,7 @@ def maectl() -> Callable[..., subprocess.CompletedProcess[str]]:
 SMALL = [
     "model.image_size=32", "model.patch_size=8", "model.width=32", "model.depth=2", "model.heads=2",
     "model.decoder_width=16", "model.decoder_depth=1", "model.decoder_heads=2", "train.precision=fp32",
+    "train.base_lr=1e-2",
 ]  # fmt: skip
 
 

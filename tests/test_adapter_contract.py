@@ -58,8 +58,7 @@ def tiles(values: npt.NDArray[Any], size: int = 48) -> Iterator[tuple[tuple[slic
     counts = [-(-length // size) for length in values.shape[1:]]
     for place in np.ndindex(*counts):
         window = tuple(
-            slice(i * size, min((i + 1) * size, length))
-            for i, length in zip(place, values.shape[1:], strict=True)
+            slice(i * size, min((i + 1) * size, length)) for i, length in zip(place, values.shape[1:], strict=True)
         )
         yield window, values[(slice(None), *window)]
 

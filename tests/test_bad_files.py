@@ -36,9 +36,7 @@ pytestmark = pytest.mark.skipif(not BAD.is_dir(), reason="the collection of bad 
 
 
 def files(group: str, *formats: str) -> list[str]:
-    return sorted(
-        f"{group}/{form}/{path.name}" for form in formats for path in (BAD / group / form).glob("*")
-    )
+    return sorted(f"{group}/{form}/{path.name}" for form in formats for path in (BAD / group / form).glob("*"))
 
 
 @pytest.mark.parametrize("name", files("broken", "jpeg", "png", "tiff"))

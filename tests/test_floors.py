@@ -11,7 +11,7 @@ FLOORS = [
     ["console", "registry", "recipe", "windows", "stream", "index", "stats", "store", "labels", "solvers", "scoring",
      "prepare", "inspection"],
     ["positions", "vit", "mae", "baselines", "optim", "device", "resize", "dataset", "checkpoint", "warmstart", "run",
-     "features", "panels", "tiling"],
+     "features", "tiling", "fidelity", "panels", "restoration"],
     ["heldout", "progress", "budget", "training", "pretrain", "probe", "reconstruct", "doctor", "demo"],
     ["cli", "__main__"],
 ]  # fmt: skip

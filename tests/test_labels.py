@@ -11,9 +11,7 @@ from maectl.errors import UsageError
 from maectl.labels import Labels, duplicates, resolve, split
 
 
-def found(
-    paths: list[str], groups: list[int] | None = None, seed: int = 0, file: Path | None = None
-) -> Labels:
+def found(paths: list[str], groups: list[int] | None = None, seed: int = 0, file: Path | None = None) -> Labels:
     dense = np.arange(len(paths)) if groups is None else np.array(groups)
     return resolve(paths, dense, labels_csv=file, folder="/data/set", seed=seed)
 
@@ -66,9 +64,7 @@ def test_two_images_a_class_are_enough() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3)), min_size=1, max_size=60), st.integers(0, 2**32)
-)
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3)), min_size=1, max_size=60), st.integers(0, 2**32))
 def test_a_split_never_divides_a_group(items: list[tuple[int, int]], seed: int) -> None:
     groups, targets = (np.array(column) for column in zip(*items, strict=True))
     for kinds in (targets, targets[:, None] > np.arange(3)):
@@ -78,9 +74,7 @@ def test_a_split_never_divides_a_group(items: list[tuple[int, int]], seed: int) 
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    st.lists(st.integers(2, 40), min_size=2, max_size=6), st.integers(0, 1000), st.sampled_from([0.25, 0.3])
-)
+@given(st.lists(st.integers(2, 40), min_size=2, max_size=6), st.integers(0, 1000), st.sampled_from([0.25, 0.3]))
 def test_a_split_of_single_images_takes_the_nearest_count_of_every_class(
     sizes: list[int], seed: int, share: float
 ) -> None:
@@ -190,9 +184,7 @@ def test_a_row_may_name_the_folder_of_a_series_or_a_patient(tmp_path: Path) -> N
 
 def test_other_delimiters_and_numeric_classes(tmp_path: Path) -> None:
     for mark in ";\t":
-        file = csv_file(
-            tmp_path, mark.join(["path", "label"]), *[f"{i}.png{mark}{i % 3 * 5}" for i in range(12)]
-        )
+        file = csv_file(tmp_path, mark.join(["path", "label"]), *[f"{i}.png{mark}{i % 3 * 5}" for i in range(12)])
         assert found([f"{i}.png" for i in range(12)], file=file).classes == ("0", "5", "10")
 
 
@@ -213,9 +205,7 @@ def test_other_delimiters_and_numeric_classes(tmp_path: Path) -> None:
         (["a/0", "b/0", "c/0", "a/1", "b/1", "c/1"], [0, 0, 1, 1, 2, 2], "no split of 3 groups has class"),
     ],
 )  # fmt: skip
-def test_folders_that_cannot_be_probed_are_refused(
-    paths: list[str], groups: list[int] | None, line: str
-) -> None:
+def test_folders_that_cannot_be_probed_are_refused(paths: list[str], groups: list[int] | None, line: str) -> None:
     with pytest.raises(UsageError) as error:
         found(paths, groups)
     assert line in str(error.value)

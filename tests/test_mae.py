@@ -322,9 +322,7 @@ def compare_with_timm(twin: Any, channels: int, image: tuple[int, int], patch: t
     twin.load_state_dict(encoder_state(model), strict=True)
     images = torch.randn(2, channels, *image)
     with torch.no_grad():
-        torch.testing.assert_close(
-            twin.eval().forward_features(images), model.encode(images), rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(twin.eval().forward_features(images), model.encode(images), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])

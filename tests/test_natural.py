@@ -148,9 +148,7 @@ def test_odd_tiffs_are_read_right_or_refused_with_a_reason(tmp_path: Path) -> No
     path.write_bytes(tiff(premultiplied, extra=1))
     np.testing.assert_array_equal(read(path).values[:, 0, 0], [200, 400, 600])
     video = Image.fromarray(ramp()).convert("YCbCr")
-    np.testing.assert_array_equal(
-        read(saved(path, video)).values, np.moveaxis(np.asarray(video.convert("RGB")), -1, 0)
-    )
+    np.testing.assert_array_equal(read(saved(path, video)).values, np.moveaxis(np.asarray(video.convert("RGB")), -1, 0))
     path.write_bytes(tiff(premultiplied, extra=0))
     assert "satellite" in rejected(path)
     path.write_bytes(tiff(np.zeros((2, 2, 1))))
@@ -215,9 +213,7 @@ def test_a_scaled_jpeg_is_never_smaller_than_asked_and_only_of_aligned_windows(t
 
 def test_reading_from_many_threads_at_once_gives_the_same_pixels(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (50, 50, 3), np.uint8)
-    sources = [
-        only(saved(tmp_path / f"{s}.{s}", Image.fromarray(noise))) for s in ("jpg", "png", "tif", "webp")
-    ]
+    sources = [only(saved(tmp_path / f"{s}.{s}", Image.fromarray(noise))) for s in ("jpg", "png", "tif", "webp")]
     adapter = Natural()
     expected = [adapter.read(source).values for source in sources]
     failed: list[str] = []

@@ -22,9 +22,7 @@ from maectl_natural.headers import orientation
 
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
-def test_exif_orientation_is_applied_to_shape_pixels_and_windows(
-    tmp_path: Path, turn: int, suffix: str
-) -> None:
+def test_exif_orientation_is_applied_to_shape_pixels_and_windows(tmp_path: Path, turn: int, suffix: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = turn
     options = {"lossless": True} if suffix == "webp" else {}
@@ -206,9 +204,7 @@ for found in Natural().scan(Files(sys.argv[1])):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif", "gif"])
-def test_damage_anywhere_ends_in_a_reject_or_unreadable_or_an_image_of_its_shape(
-    tmp_path: Path, suffix: str
-) -> None:
+def test_damage_anywhere_ends_in_a_reject_or_unreadable_or_an_image_of_its_shape(tmp_path: Path, suffix: str) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 20, 3), np.uint8))
     path = saved(tmp_path / f"a.{suffix}", noise)
     whole, outcomes = path.read_bytes(), set()

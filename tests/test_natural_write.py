@@ -45,9 +45,7 @@ def test_written_in_the_sources_format_where_it_holds_the_pixels(
     tmp_path: Path, mode: str, name: str, written: str
 ) -> None:
     image = Image.fromarray(ramp()).convert("L" if mode in ("I;16", "F") else mode)
-    image = (
-        image.convert("I").convert("I;16") if mode == "I;16" else image.convert("F" if mode == "F" else mode)
-    )
+    image = image.convert("I").convert("I;16") if mode == "I;16" else image.convert("F" if mode == "F" else mode)
     if mode[-1] == "A":
         image.putalpha(Image.fromarray(ramp(channels=1)[..., 0]))
     path = tmp_path / name
@@ -124,9 +122,7 @@ def test_an_embedding_map_of_many_channels_is_a_coarser_float_tiff(tmp_path: Pat
     data = out.read_bytes()
     pixels = np.frombuffer(zlib.decompress(data[8:]), "<f4").reshape(3, 4, 5)
     np.testing.assert_array_equal(pixels.transpose(2, 0, 1), values)
-    one = adapter.write(
-        source, [(tile[0], values[:1])], tmp_path / "one", step=16, channels=("e0",), dtype="float32"
-    )
+    one = adapter.write(source, [(tile[0], values[:1])], tmp_path / "one", step=16, channels=("e0",), dtype="float32")
     np.testing.assert_array_equal(np.asarray(opened(one)), values[0])
 
 

@@ -68,9 +68,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(photograph
 
 @pytest.mark.parametrize("store", ["auto", "off"])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_losses_depend_neither_on_the_store_nor_on_the_number_of_workers(
-    photographs, tmp_path, small, store, workers
-):
+def test_losses_depend_neither_on_the_store_nor_on_the_number_of_workers(photographs, tmp_path, small, store, workers):
     pretrain(request(photographs, tmp_path / "plain", small))
     pretrain(request(photographs, tmp_path / "other", [*small, f"data.store={store}"], workers=workers))
     assert losses(tmp_path / "plain") == losses(tmp_path / "other")
@@ -266,6 +264,6 @@ def test_weights_of_a_run_start_another(photographs, tmp_path, small):
         assert torch.allclose(trained["blocks.1.mlp.fc1.weight"], started["blocks.1.mlp.fc1.weight"], atol=1e-6)
     whole = runs.read(tmp_path / "next")
     assert whole["loss_first"] == pytest.approx(first["loss_last"], abs=1e-6)
-    with pytest.raises(RunError, match=r"patch_embed.*model\.size"):
+    with pytest.raises(RunError, match=r"blocks.*model\.size"):
         pretrain(request(photographs, tmp_path / "wide", [*small, "model.width=64"], init=str(tmp_path / "first")))
     assert not (tmp_path / "wide").exists()

@@ -8,7 +8,7 @@ import pytest
 from sklearn import metrics as oracle
 from sklearn.linear_model import LogisticRegression
 
-from maectl import scoring
+from maectl import scoring, solvers
 from maectl.errors import DataError, UsageError
 from maectl.labels import Labels
 
@@ -33,16 +33,14 @@ def blobs(
     targets = kinds[groups] if multi else kinds[groups].argmax(axis=1)
     x = centre + 0.3 * rng.normal(size=(n, d)) + 5
     train = groups < 0.6 * groups.max()
-    return (x @ (np.eye(d) + 0.5)).astype(np.float32), Labels(
-        CLASSES[:k], targets, np.arange(n), train, groups, "", []
-    )
+    return (x @ (np.eye(d) + 0.5)).astype(np.float32), Labels(CLASSES[:k], targets, np.arange(n), train, groups, "", [])
 
 
 def test_standardise_uses_the_training_part_alone_and_silences_constant_features() -> None:
     rng = np.random.default_rng(0)
     train, test = rng.normal(3, 2, (50, 3)), rng.normal(9, 5, (20, 3))
     train[:, 1] = 0.1
-    a, b = scoring.standardise(train, test)
+    a, b = solvers.standardise(train, test)
     np.testing.assert_allclose(a[:, [0, 2]].mean(axis=0), 0, atol=1e-6)
     np.testing.assert_allclose(a[:, [0, 2]].std(axis=0), 1, rtol=1e-6)
     np.testing.assert_allclose(b[:, 0], (test[:, 0] - train[:, 0].mean()) / train[:, 0].std(), rtol=1e-5)
@@ -55,11 +53,9 @@ def test_standardise_uses_the_training_part_alone_and_silences_constant_features
 def test_the_linear_probe_is_scikit_learn_s(strength: float) -> None:
     x, labels = blobs()
     train = labels.train
-    found = next(scoring._linear_path(x[train], labels.targets[train], x[~train], (strength,), 4))
-    a, b = scoring.standardise(x[train], x[~train])
-    model = LogisticRegression(C=strength, max_iter=2000, tol=1e-8).fit(
-        a.astype(float), labels.targets[train]
-    )
+    found = next(solvers.linear_path(x[train], labels.targets[train], x[~train], (strength,), 4))
+    a, b = solvers.standardise(x[train], x[~train])
+    model = LogisticRegression(C=strength, max_iter=2000, tol=1e-8).fit(a.astype(float), labels.targets[train])
     np.testing.assert_allclose(found, model.predict_proba(b), atol=5e-3)
     assert found.shape == (len(b), 4)
 
@@ -67,20 +63,18 @@ def test_the_linear_probe_is_scikit_learn_s(strength: float) -> None:
 def test_the_multi_label_probe_is_one_logistic_regression_a_label() -> None:
     x, labels = blobs(multi=True)
     train = labels.train
-    found = next(scoring._linear_path(x[train], labels.targets[train], x[~train], (0.1,), 4))
-    a, b = scoring.standardise(x[train], x[~train])
+    found = next(solvers.linear_path(x[train], labels.targets[train], x[~train], (0.1,), 4))
+    a, b = solvers.standardise(x[train], x[~train])
     for k in range(4):
-        model = LogisticRegression(C=0.1, max_iter=2000, tol=1e-8).fit(
-            a.astype(float), labels.targets[train, k]
-        )
+        model = LogisticRegression(C=0.1, max_iter=2000, tol=1e-8).fit(a.astype(float), labels.targets[train, k])
         np.testing.assert_allclose(found[:, k], model.predict_proba(b)[:, 1], atol=5e-3)
 
 
 def test_a_warm_start_does_not_change_the_probe() -> None:
     x, labels = blobs()
     train = labels.train
-    path = scoring._linear_path(x[train], labels.targets[train], x[~train], (1e-3, 0.1, 10.0), 4)
-    direct = next(scoring._linear_path(x[train], labels.targets[train], x[~train], (10.0,), 4))
+    path = solvers.linear_path(x[train], labels.targets[train], x[~train], (1e-3, 0.1, 10.0), 4)
+    direct = next(solvers.linear_path(x[train], labels.targets[train], x[~train], (10.0,), 4))
     np.testing.assert_allclose(list(path)[-1], direct, atol=5e-3)
 
 
@@ -94,24 +88,11 @@ def test_separable_and_outlying_features_in_more_dimensions_than_images_are_fitt
     assert np.isfinite(found.probabilities).all()
 
 
-@pytest.mark.parametrize("steepness", [1.0, 1000.0])
-def test_the_minimiser_finds_the_minimum_of_a_steep_bowl_and_stays_there(steepness: float) -> None:
-    curvature = steepness * np.geomspace(1, 50, 12).reshape(4, 3)
-    target = np.arange(12.0).reshape(4, 3)
-
-    def bowl(x: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        return float((curvature * (x - target) ** 2).sum()) / 2, curvature * (x - target)
-
-    found = scoring._minimise(bowl, np.zeros((4, 3)))
-    np.testing.assert_allclose(found, target, atol=2e-3)
-    np.testing.assert_array_equal(scoring._minimise(bowl, target), target)
-
-
 def test_knn_votes_by_similarity() -> None:
     x, labels = blobs(n=60)
     train = labels.train
-    a, b = (z.astype(float) for z in scoring.standardise(x[train], x[~train]))
-    found = list(scoring._knn_path(x[train], labels.targets[train], x[~train], (1, 5, 1000), 4))
+    a, b = (z.astype(float) for z in solvers.standardise(x[train], x[~train]))
+    found = list(solvers.knn_path(x[train], labels.targets[train], x[~train], (1, 5, 1000), 4))
     for k, share in zip((1, 5, 1000), found, strict=True):
         for i, row in enumerate(b):
             similar = a @ row / np.linalg.norm(a, axis=1) / np.linalg.norm(row)
@@ -192,18 +173,14 @@ def test_metrics_are_scikit_learn_s(k: int) -> None:
     assert found["accuracy"] == pytest.approx(oracle.accuracy_score(truth, said))
     assert found["balanced_accuracy"] == pytest.approx(oracle.balanced_accuracy_score(truth, said))
     assert found["f1_macro"] == pytest.approx(oracle.f1_score(truth, said, average="macro"))
-    auroc = (
-        oracle.roc_auc_score(truth, p[:, 1]) if k == 2 else oracle.roc_auc_score(truth, p, multi_class="ovr")
-    )
+    auroc = oracle.roc_auc_score(truth, p[:, 1]) if k == 2 else oracle.roc_auc_score(truth, p, multi_class="ovr")
     assert found["auroc"] == pytest.approx(auroc)
     assert found["auroc_reason"] is None
     assert found["confusion"] == oracle.confusion_matrix(truth, said).tolist()
     table = oracle.classification_report(truth, said, target_names=CLASSES[:k], output_dict=True)
     for row in found["per_class"]:
         expected = table[row.pop("class")]
-        assert row == pytest.approx(
-            {name.replace("f1-score", "f1"): value for name, value in expected.items()}
-        )
+        assert row == pytest.approx({name.replace("f1-score", "f1"): value for name, value in expected.items()})
 
 
 def test_classes_never_predicted_or_missing_in_test_count_as_scikit_learn_does() -> None:

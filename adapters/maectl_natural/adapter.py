@@ -56,9 +56,7 @@ class Natural(Adapter):
         header = partial(describe, channels=self.channels, max_pixels=self.max_pixels)
         return (found for found in files.map(header) if found is not None)
 
-    def read(
-        self, source: Source, window: Window | None = None, shape: tuple[int, ...] | None = None
-    ) -> Pixels:
+    def read(self, source: Source, window: Window | None = None, shape: tuple[int, ...] | None = None) -> Pixels:
         """Values [C, h, w] of a window, and where they are valid; raises `Unreadable`.
 
         With ``shape`` a JPEG is decoded at a half, a quarter or an eighth of its size where the window lies

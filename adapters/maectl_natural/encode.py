@@ -115,9 +115,7 @@ def _tiff(raster: Raster) -> bytes:
     body += bytes(len(body) % 2)
     directory = _directory([tag for tag in tags if tag[2]], 8 + len(body))
     if 8 + len(body) + len(directory) >= _TIFF_END:
-        raise DataError(
-            f"{width} x {height} x {samples} values do not fit a TIFF (4 GiB): write windows of it"
-        )
+        raise DataError(f"{width} x {height} x {samples} values do not fit a TIFF (4 GiB): write windows of it")
     return struct.pack("<2sHI", b"II", 42, 8 + len(body)) + body + directory
 
 

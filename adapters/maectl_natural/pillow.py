@@ -90,9 +90,7 @@ def header(kind: str, file: BinaryIO) -> Header:
         image = _open(kind, file)
     except SyntaxError as error:
         if str(error) == "unknown pixel mode":
-            raise Damaged(
-                "its bit depth or number of bands is not supported: try the adapter 'satellite'"
-            ) from error
+            raise Damaged("its bit depth or number of bands is not supported: try the adapter 'satellite'") from error
         raise
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return Header(kind, _tiff_mode(image), *image.size)  # Pillow orients a TIFF itself
@@ -180,8 +178,7 @@ def _raw_mode(image: ImageFile.ImageFile) -> str:
 
 def _with_raw_mode(image: ImageFile.ImageFile, raw: str) -> ImageFile.ImageFile:
     image.tile = [
-        tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
-        for tile in image.tile
+        tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw) for tile in image.tile
     ]
     return image
 

@@ -30,9 +30,7 @@ def describe(folder: str, path: str, *, channels: Channels, max_pixels: int) -> 
         return Reject((path,), f"cannot be opened: {error.strerror}") if suffix in SUFFIXES else None
 
 
-def _describe(
-    folder: str, path: str, opened: BinaryIO, channels: Channels, max_pixels: int
-) -> Source | Reject | None:
+def _describe(folder: str, path: str, opened: BinaryIO, channels: Channels, max_pixels: int) -> Source | Reject | None:
     file = File(opened.fileno())
     kind = kind_of(path, file.head)
     if kind is None:
