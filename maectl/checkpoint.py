@@ -49,12 +49,22 @@ class Config(BaseModel):
     version: str = __version__
 
     def build_adapter(self) -> Adapter:
-        """The adapter, with the options of the run. Raises UsageError where it is not installed."""
-        return load_adapter(self.adapter).model_validate(self.options)
+        """The adapter, with the options of the run. Raises UsageError where it is not installed, RunError."""
+        kind = load_adapter(self.adapter)
+        try:
+            return kind.model_validate(self.options)
+        except ValidationError as error:
+            raise RunError(
+                f"the adapter {self.adapter!r} installed here does not know the options this model was trained with "
+                f"({', '.join('.'.join(map(str, fault['loc'])) for fault in error.errors())}): it has changed since"
+            ) from None
 
     def build_model(self) -> MaskedAutoencoder:
-        """A model with fresh weights (drawn from torch's generator)."""
-        return MaskedAutoencoder(**self.model)
+        """A model with fresh weights (drawn from torch's generator). Raises RunError for arguments it has not."""
+        try:
+            return MaskedAutoencoder(**self.model)
+        except TypeError as error:
+            raise RunError(f"the checkpoint's config describes no model of this version of maectl: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,8 @@ def save(
     final = run / "checkpoints" / f"step-{step:07d}"
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     _check_space(run, model, whole=optimizer is not None)
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in final.parent.glob(".step-*.tmp"):  # of a process that was killed while saving
+        shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
     _write(model.state_dict(), temporary / "model.safetensors")
     (temporary / "config.json").write_text(config.model_dump_json(indent=1), encoding="utf-8")
@@ -120,14 +131,14 @@ def save_encoder(run: Path, model: nn.Module, config: Config) -> Path:
     temporary = final.with_suffix(".tmp")
     _write(encoder_state(model), temporary, {"maectl": config.model_dump_json()})
     _flush(temporary)
-    temporary.rename(final)
+    temporary.replace(final)
     return final
 
 
 def latest(run: Path, *, resumable: bool = False) -> Path:
     """The checkpoint of the highest step (that can be resumed from). Raises RunError where there is none."""
     needed = ["model.safetensors", "config.json", *(["optimizer.safetensors", "trainer.json"] if resumable else [])]
-    for folder in sorted((run / "checkpoints").glob("step-*"), reverse=True):
+    for folder in reversed(_by_step(run)):
         if all((folder / name).is_file() for name in needed):
             return folder
     if not run.is_dir():
@@ -144,7 +155,7 @@ def load(path: str | Path) -> Checkpoint:
     try:
         config = Config.model_validate_json((folder / "config.json").read_text(encoding="utf-8"))
         return Checkpoint(folder, config, load_file(folder / "model.safetensors"))
-    except (OSError, ValidationError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"{folder} is not a checkpoint of this version of maectl: {_first_line(error)}") from None
 
 
@@ -154,7 +165,7 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
         model.load_state_dict(load_file(folder / "model.safetensors"))
         flat = load_file(folder / "optimizer.safetensors")
         trainer: dict[str, Any] = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise RunError(f"{folder} cannot be resumed from: {_first_line(error)}") from None
     for name, parameter in model.named_parameters():
         state = {key: flat[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in flat}
@@ -166,8 +177,7 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
 
 def prune(run: Path, keep: int, milestones: set[int]) -> None:
     """Keep the newest ``keep`` checkpoints whole, the weights alone at milestone steps, and nothing else."""
-    folders = sorted((run / "checkpoints").glob("step-*"))
-    whole = [folder for folder in folders if (folder / "trainer.json").is_file()]
+    whole = [folder for folder in _by_step(run) if (folder / "trainer.json").is_file()]
     for folder in whole[:-keep]:
         if int(folder.name.removeprefix("step-")) in milestones:
             (folder / "trainer.json").unlink()
@@ -184,7 +194,15 @@ def _load_file(path: Path) -> Checkpoint:
         raise RunError(f"{path} is not a safetensors file: {_first_line(error)}") from None
     if about is None:
         raise RunError(f"{path} was not written by maectl: it does not say how its images were normalised")
-    return Checkpoint(path, Config.model_validate_json(about), load_file(path))
+    try:
+        return Checkpoint(path, Config.model_validate_json(about), load_file(path))
+    except ValidationError as error:
+        raise RunError(f"{path} is not an encoder of this version of maectl: {_first_line(error)}") from None
+
+
+def _by_step(run: Path) -> list[Path]:
+    """The checkpoint folders of a run, in order; beyond ten million steps names grow longer."""
+    return sorted((run / "checkpoints").glob("step-*"), key=lambda folder: (len(folder.name), folder.name))
 
 
 def _flat(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -208,6 +226,8 @@ def _check_space(run: Path, model: nn.Module, whole: bool) -> None:
 
 
 def _flush(path: Path) -> None:
+    if os.name != "posix":  # elsewhere a folder cannot be opened, nor what is only read be flushed
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -216,4 +236,6 @@ def _flush(path: Path) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:3])
+    return next(iter(str(error).splitlines()), type(error).__name__)

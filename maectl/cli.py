@@ -3,6 +3,7 @@
 Results go to stdout, everything else to stderr. Exit 0 done, 1 error, 2 wrong usage, 130 interrupted.
 """
 
+import io
 import json
 import re
 import sys
@@ -34,6 +35,8 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, a checkp
 
 def main() -> None:
     """Run the command line and exit."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name may hold what the terminal's encoding does not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = app(standalone_mode=False)
     except UsageError as error:

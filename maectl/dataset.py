@@ -159,6 +159,7 @@ class Views:
         if self.window != "image":
             spacing = self.reader.index[row].spacing
             crop = Crop(crop.size, crop.scale, crop.ratio, crop.flips, crop_pixels(self.window, crop.size, spacing))
+        self._constants(row)  # looked up again once it is known that the row can be read
         window, flips = place(crop, draws, item, tuple(int(side) for side in self._shapes[row, 1:]))
         return self.reader.read(row, window), flips
 
@@ -193,7 +194,7 @@ class _Pending:
 
     def batch(self) -> Batch:
         valid = None if self.valid.all() else torch.from_numpy(self.valid)
-        return Batch(self.images, valid, self.noise, self.mean.float(), self.std.float(), self.rows)
+        return Batch(self.images, valid, self.noise, self.mean, self.std, self.rows)
 
 
 class Loader:

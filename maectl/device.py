@@ -52,7 +52,8 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 def loader_threads(asked: int) -> int:
     """Threads that prepare batches: as asked, or what the machine has, at most 16."""
-    return asked or min(16, max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asked or min(16, own)
 
 
 def synchronise(device: torch.device) -> None:
@@ -67,6 +68,8 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the most tensors have taken on a CUDA device, else the most this process has taken."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    if platform.system() == "Windows":
+        return 0  # not known
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -248,9 +248,12 @@ def write_quarantine(rejects: Rejects, path: Path) -> None:
 
 def read_quarantine(path: Path) -> Rejects:
     """What `write_quarantine` wrote."""
-    csv.field_size_limit(2**31 - 1)  # a source of thousands of files is one field
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        _, *rows = csv.reader(file)
+    limit = csv.field_size_limit(2**31 - 1)  # a source of thousands of files is one field
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            _, *rows = csv.reader(file)
+    finally:
+        csv.field_size_limit(limit)
     return Rejects([(folder, paths, stage, reason) for folder, paths, stage, reason in rows])
 
 

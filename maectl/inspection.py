@@ -4,7 +4,8 @@ import hashlib
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ def inspect(folders: Sequence[str], *, adapter: str | None, workers: int) -> dic
         chosen, found = scan_with_recipe(folders, None, adapter, (), Path(work), workers)
         index: Index = found.index
         rows = np.linspace(0, len(index) - 1, min(SAMPLED, len(index))).astype(int)
-        pixels, undecodable = _sampled(Reader(index, found.adapter), rows, workers or os.cpu_count() or 1)
-        statistics = gather(pixels) if pixels else None
+        undecodable: list[tuple[int, str]] = []
+        pixels = _sampled(Reader(index, found.adapter), rows, workers or os.cpu_count() or 1, undecodable)
+        first = next(pixels, None)
+        statistics = None if first is None else gather(chain((first,), pixels))
         copies = _duplicates(index)
         return {
             "adapter": found.adapter.name,
@@ -83,7 +86,9 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _sampled(reader: Reader, rows: Any, workers: int) -> tuple[list[Pixels], list[tuple[int, str]]]:
+def _sampled(reader: Reader, rows: Any, workers: int, undecodable: list[tuple[int, str]]) -> Iterator[Pixels]:
+    """The pixels of some rows, one image at a time; rows that do not decode go to ``undecodable`` with the reason."""
+
     def read(row: int) -> Pixels | tuple[int, str]:
         try:
             return reader.read(int(row))
@@ -91,12 +96,12 @@ def _sampled(reader: Reader, rows: Any, workers: int) -> tuple[list[Pixels], lis
             return int(row), str(error)
 
     with console.task("reading a sample") as advance:
-        found = []
         for done, each in enumerate(in_order(read, rows, workers), 1):
             advance(done, len(rows))
-            found.append(each)
-    good = [each for each in found if isinstance(each, Pixels)]
-    return good, [each for each in found if not isinstance(each, Pixels)]
+            if isinstance(each, Pixels):
+                yield each
+            else:
+                undecodable.append(each)
 
 
 def _shares(index: Index, word: Any) -> dict[str, int]:
@@ -127,27 +132,32 @@ def _spacing(index: Index) -> dict[str, Any] | None:
 
 def _duplicates(index: Index) -> int:
     """How many sources are byte for byte a copy of an earlier one; only equal sizes are read whole."""
-    sizes = Counter[tuple[int, ...]]()
-    sources: list[tuple[tuple[int, ...], Source]] = []
-    for row in range(len(index)):
-        source = index[row]
-        try:
-            size = tuple(os.path.getsize(path) for path in source.files)
-        except OSError:  # gone since the scan
-            continue
-        sizes[size] += 1
-        sources.append((size, source))
+    sizes = [_size(index[row]) for row in range(len(index))]
+    alike = Counter(sizes)
     seen: set[bytes] = set()
     copies = 0
-    for size, source in sources:
-        if sizes[size] == 1:
+    for row, size in enumerate(sizes):
+        if size == () or alike[size] == 1:
             continue
-        digest = hashlib.blake2b(repr(source.key).encode())
-        for path in source.files:
-            digest.update(Path(path).read_bytes())
+        source = index[row]
+        digest = hashlib.blake2b(repr(source.key).encode("ascii", "backslashreplace"))
+        try:
+            for path in source.files:
+                with open(path, "rb") as file:
+                    digest.update(hashlib.file_digest(file, "blake2b").digest())
+        except OSError:  # gone since the scan
+            continue
         copies += digest.digest() in seen
         seen.add(digest.digest())
     return copies
+
+
+def _size(source: Source) -> tuple[int, ...]:
+    """Bytes of each file of a source; nothing where one is gone since the scan."""
+    try:
+        return tuple(os.path.getsize(path) for path in source.files)
+    except OSError:
+        return ()
 
 
 def _problems(

@@ -46,11 +46,6 @@ def _single(value: object) -> object:
 
 
 def _off(value: object) -> object:
-    """YAML reads a bare ``off`` as false."""
-    return "off" if value is False else value
-
-
-def _off(value: object) -> object:
     """YAML 1.1 reads a bare off as false."""
     return "off" if value is False else value
 
@@ -281,7 +276,9 @@ def _yaml_value(value: str, override: str) -> Any:
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError:
-        raise UsageError(f"--set {override}: {value!r} is not a YAML value") from None
+        if value[:1] in "[{'\"":
+            raise UsageError(f"--set {override}: {value!r} is not a YAML value") from None
+        return value  # a glob (*.png), say
 
 
 def _validated(whole: Any, where: str) -> Recipe:

@@ -67,6 +67,8 @@ def _resized_validity(valid: Bools, size: tuple[int, ...]) -> Bools:
     reach = 2 if len(size) == 2 else 1  # bicubic reaches two pixels either side, linear one
     for axis, out in enumerate(size):
         extent = valid.shape[axis]
+        if extent == out:
+            continue  # the filter is one pixel wide
         scale = extent / out
         centres, support = (np.arange(out) + 0.5) * scale, reach * max(scale, 1)
         low = np.clip((centres - support + 0.5).astype(int), 0, extent)

@@ -173,12 +173,12 @@ def _picture(job: Job, done: _Done, entry: dict[str, Any], count: int, path: Pat
     """original | masked | reconstruction | visible patches pasted | error, as one PNG."""
     config, peak = job.config, entry["psnr_peak"]
     bad = None if done.valid is None else ~done.valid
-    error = np.abs(done.predicted - done.values.astype(np.float32)).mean(axis=0)
+    error = np.where(done.measured, np.abs(done.predicted - done.values), 0).mean(axis=0)
     top = peak / ERROR_SHARE or 1.0
     row = [
         panels.panel(done.values, config, None, bad),
         panels.panel(done.values, config, done.removed, bad),
-        panels.panel(done.predicted, config, ~done.where, bad),
+        panels.panel(done.pasted, config, ~done.where, bad),
         panels.panel(np.where(done.removed, done.predicted, done.values), config, None, bad),
         panels.error_panel(error, top, ~done.where, bad),
     ]

@@ -33,8 +33,13 @@ def refuse(run: Path, *, overwrite: bool) -> None:
 
 def clear(run: Path) -> None:
     """Delete the run that was there; `refuse` has seen to it that it is one of ours."""
-    if (run / "run.json").is_file():
-        shutil.rmtree(run)
+    if not (run / "run.json").is_file():
+        return
+    for entry in sorted(run.iterdir(), key=lambda entry: entry.name == "run.json"):  # last: else no longer ours
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def create(run: Path, about: dict[str, Any]) -> None:
@@ -61,7 +66,7 @@ def read(run: Path) -> dict[str, Any]:
         about: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{run} holds no run of maectl (run.json is missing)") from None
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{run}/run.json cannot be read: {error}") from None
     return about
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maectl.adapter import Pixels
+from maectl.errors import DataError
 from maectl.recipe import MeanStd
 
 __all__ = ["Normalizer", "Statistics", "gather", "moments", "sample_rows"]
@@ -101,7 +102,7 @@ def _partial(pixels: Pixels, clip: tuple[float, float] | None) -> _Partial:
 def gather(images: Iterable[Pixels], clip: tuple[float, float] | None = None) -> Statistics:
     """Statistics of a stream of images, merged in the order given (so the result is repeatable to the bit).
 
-    Raises ValueError for an empty stream.
+    Raises ValueError for an empty stream, DataError where no pixel of it is valid.
     """
     parts = [_partial(pixels, clip) for pixels in images]
     if not parts:
@@ -109,9 +110,9 @@ def gather(images: Iterable[Pixels], clip: tuple[float, float] | None = None) ->
     whole = parts[0].moments
     for part in parts[1:]:
         whole = whole.merged(part.moments)
+    if whole.count == 0:
+        raise DataError(f"no valid pixel in {len(parts):,} images (all nodata, transparent or not finite)")
     sample = np.concatenate([part.sample for part in parts], axis=1)
-    if sample.shape[1] == 0:
-        sample = np.zeros((len(whole.mean), 1))
     tails = np.percentile(sample, (0.1, 0.5, 99.5, 99.9), axis=1).tolist()
     return Statistics(
         mean=whole.mean.tolist(),

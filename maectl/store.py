@@ -1,10 +1,10 @@
 """Decode once: whole sources, raw and native, memory-mapped.
 
 A store is a folder of shards beside the run; each shard is one file of pixels and one Arrow table of what
-lies where. A source is known by a key: sizes, modification times and hashes of the ends of all its files, with
-the adapter, its options and the store's version. So a changed file is never served from an old entry, and
+lies where. A source is known by a key: a hash of the paths, sizes, modification times and ends of all its files,
+with the adapter, its options and the store's version. So a changed file is never served from an old entry, and
 runs with the same adapter options share the store. Shards appear under their final name only when complete:
-a killed build loses the shard it was writing, and two runs may build at once.
+a killed build loses the shard it was writing (its leavings are swept up a day later), and two runs may build at once.
 
 Pixels lie channel-last, so that a crop is read in long runs; validity, where not all is valid, as one byte
 a pixel behind them.
@@ -13,6 +13,7 @@ a pixel behind them.
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,10 +32,11 @@ from maectl.index import Index
 
 __all__ = ["Reader", "Store", "build", "default_folder", "in_order", "raw_bytes"]
 
-VERSION = 1
+VERSION = 2
 ENDS = 4096  # bytes hashed at each end of a file
 SHARD = 1 << 30  # bytes of pixels after which a new shard begins
 RESERVE = 1 << 30  # bytes always left free on the disk
+STALE = 86_400  # seconds after which an unfinished shard is taken for a killed build's
 SCHEMA = pa.schema(
     [("key", pa.binary(16)), ("offset", pa.int64()), ("valid_offset", pa.int64())]  # valid_offset -1: all valid
 )
@@ -51,12 +53,15 @@ class Store:
         self._index = index
         self._shards: list[npt.NDArray[np.uint8]] = []
         places: dict[bytes, tuple[int, int, int]] = {}
-        for number, path in enumerate(sorted(folder.glob("*.arrow"))):
-            with pa.memory_map(str(path)) as file:
-                table = pa.ipc.open_file(file).read_all()
-            self._shards.append(
-                np.memmap(path.with_suffix(".pixels"), np.uint8, "c")
-            )  # torch warns of read-only arrays
+        for path in sorted(folder.glob("*.arrow")):
+            try:
+                with pa.memory_map(str(path)) as file:
+                    table = pa.ipc.open_file(file).read_all()
+                pixels = np.memmap(path.with_suffix(".pixels"), np.uint8, "c")  # torch warns of read-only arrays
+            except (OSError, ValueError):  # half of it deleted, or lost with the power: its sources are missing
+                continue
+            number = len(self._shards)
+            self._shards.append(pixels)
             columns = (table.column(name).to_pylist() for name in SCHEMA.names)
             for key, offset, valid_offset in zip(*columns, strict=True):
                 places[key] = (number, offset, valid_offset)
@@ -99,10 +104,15 @@ class Reader:
         """``values`` [C, *S] and ``valid`` [*S] or None. Raises Unreadable."""
         if self.store is not None and row in self.store:
             return self.store.read(row, window)
+        source = self.index[row]
         try:
-            return self.adapter.read(self.index[row], window)
+            pixels = self.adapter.read(source, window)
         except OSError as error:  # gone, moved or forbidden since the scan
             raise Unreadable(f"{type(error).__name__}: {error.strerror or error}") from error
+        shape, dtype = pixels.values.shape, str(pixels.values.dtype)
+        if dtype != source.dtype or (window is None and shape != source.shape):
+            raise Unreadable(f"the header told of {source.dtype} {source.shape}, the pixels are {dtype} {shape}")
+        return pixels
 
 
 def default_folder(run: Path) -> Path:
@@ -110,9 +120,10 @@ def default_folder(run: Path) -> Path:
     return run.absolute().parent / ".maectl-store"
 
 
-def raw_bytes(index: Index) -> int:
-    """Bytes the whole index takes in a store."""
-    return int((index.shapes.prod(axis=1, dtype=np.int64) * index.itemsizes).sum())
+def raw_bytes(index: Index, rows: npt.NDArray[np.int64] | None = None) -> int:
+    """Bytes that some rows of the index (None: all) take in a store."""
+    sizes = index.shapes.prod(axis=1, dtype=np.int64) * index.itemsizes
+    return int((sizes if rows is None else sizes[rows]).sum())
 
 
 def build(
@@ -125,11 +136,23 @@ def build(
 ) -> tuple[Store, list[tuple[int, str]]]:
     """Decode every source that has no entry yet; the store, and (row, reason) of those that cannot be decoded.
 
-    Raises DataError naming the bytes needed where the disk is too small.
+    Raises DataError naming the bytes needed where the disk is too small, and where it cannot be written to.
     """
-    workers = workers or os.cpu_count() or 1
     folder = folder / _folder_name(adapter)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        return _built(index, adapter, folder, workers or os.cpu_count() or 1, progress)
+    except OSError as error:  # of the store's own files: those of a source only make it unreadable
+        raise DataError(
+            f"the store in {folder} cannot be written ({error.strerror or error}): "
+            "--set data.store=FOLDER elsewhere, or --set data.store=off"
+        ) from error
+
+
+def _built(
+    index: Index, adapter: Adapter, folder: Path, workers: int, progress: Progress
+) -> tuple[Store, list[tuple[int, str]]]:
     keys, unreadable = _keys(index, workers)
     store = Store(folder, index, keys)
     wanted = np.setdiff1d(store.missing, [row for row, _ in unreadable])
@@ -218,6 +241,14 @@ class _Writer:
         self.path.unlink(missing_ok=True)
 
 
+def _sweep(folder: Path) -> None:
+    """Delete what builds that were killed have left: shards of yesterday and before that have no table."""
+    for path in folder.glob("shard-*"):
+        left = path.suffix in (".tmp", ".table") or not path.with_suffix(".arrow").exists()
+        if left and time.time() - path.stat().st_mtime > STALE:
+            path.unlink(missing_ok=True)
+
+
 def _folder_name(adapter: Adapter) -> str:
     options = f"{VERSION} {adapter.name} {adapter.model_dump_json()}"
     return f"{adapter.name}-{hashlib.blake2b(options.encode(), digest_size=6).hexdigest()}"
@@ -238,7 +269,9 @@ def _keys(index: Index, workers: int) -> tuple[npt.NDArray[np.bytes_], list[tupl
 
 
 def _key(source: Source) -> bytes | str:
-    digest = hashlib.blake2b(repr((source.key, source.shape, source.dtype)).encode(), digest_size=16)
+    # the paths too: copied images that differ in the middle alone can have the same size, times and ends
+    about = repr((source.files, source.key, source.shape, source.dtype))
+    digest = hashlib.blake2b(about.encode("ascii", "backslashreplace"), digest_size=16)
     try:
         for path in source.files:
             digest.update(_ends(path))
@@ -257,7 +290,7 @@ def _ends(path: str) -> bytes:
 
 
 def _check_space(index: Index, rows: npt.NDArray[np.int64], folder: Path) -> None:
-    needed = int(raw_bytes(index) * len(rows) / len(index))
+    needed = raw_bytes(index, rows)
     free = shutil.disk_usage(folder).free
     if needed + RESERVE > free:
         raise DataError(

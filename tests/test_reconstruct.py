@@ -275,6 +275,18 @@ def test_invalid_pixels_do_not_count(tmp_path: Path):
     assert (loaded(output(two))[:20] == image[:20]).all()
 
 
+def test_what_is_not_finite_is_invalid_and_stays(tmp_path: Path):
+    pixels = ramp(40, 60, 1, 1000).astype(np.float32)
+    pixels[:12, :30], pixels[30:, 50:] = np.nan, np.inf
+    (tmp_path / "in.tif").write_bytes(encode("tiff", Raster(pixels)))
+    (entry,) = filled(trained(tmp_path / "run", 1, unit="value", dtype="float32"), tmp_path / "in.tif")["images"]
+    written = loaded(output(entry))
+    bad = ~np.isfinite(pixels[..., 0])
+    np.testing.assert_array_equal(written[bad], pixels[..., 0][bad])
+    assert np.isfinite(written[~bad]).all()
+    assert np.isfinite(entry["mse_masked"])
+
+
 # ---- the command ---------------------------------------------------------------------------------------------
 
 
