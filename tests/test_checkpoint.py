@@ -28,7 +28,8 @@ MODEL = {
 def config(**changes) -> Config:
     given = {
         "model": MODEL, "mask_ratio": 0.75, "adapter": "natural", "options": {"channels": 3}, "channels": ("a", "b"),
-        "dtype": "uint8", "unit": "0..255", "normalizer": Normalizer((1.5, 2), (3, 4), ((0, 0), (9, 9))), "statistics": {},
+        "dtype": "uint8", "unit": "0..255", "normalizer": Normalizer((1.5, 2), (3, 4), ((0, 0), (9, 9))),
+        "statistics": {},
     }  # fmt: skip
     return Config.model_validate({**given, **changes})
 
@@ -260,3 +261,29 @@ def test_a_config_survives_json_with_its_numbers_exact():
     again = Config.model_validate_json(given.model_dump_json())
     assert (again.normalizer, again.display, again.channels) == (given.normalizer, given.display, given.channels)
     assert again.model_dump_json() == given.model_dump_json()
+
+
+def test_replacing_a_run_empties_its_folder_and_follows_no_link_out_of_it(tmp_path):
+    from maectl import run as runs
+
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "a").touch()
+    out = tmp_path / "out"
+    out.symlink_to("scratch")  # a run may lie on another disk
+    runs.create(out, {"steps": 3})
+    (out / "link").symlink_to(tmp_path / "precious")
+    runs.clear(out)
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert (tmp_path / "precious" / "a").exists()
+    runs.clear(tmp_path / "precious")  # no run of ours
+    assert (tmp_path / "precious" / "a").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
+def test_a_run_whose_json_is_damaged_is_one_line(tmp_path, content):
+    from maectl import run as runs
+
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(RunError, match=r"run\.json cannot be read"):
+        runs.read(tmp_path)

@@ -92,7 +92,7 @@ def test_batches_depend_neither_on_threads_nor_on_the_store_nor_on_where_one_beg
     assert not torch.equal(expected[0].images, batches(views(plain, mode, seed=4), 1)[0].images)
 
 
-@pytest.mark.parametrize("steps", [range(0), range(5, 6), range(0, 2), range(7, 10)])
+@pytest.mark.parametrize("steps", [range(0), range(5, 6), range(2), range(7, 10)])
 def test_as_many_batches_come_as_were_asked_for(photographs, steps):
     assert len(batches(views(reader(photographs)), 1, steps)) == len(steps)
 

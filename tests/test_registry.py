@@ -10,7 +10,7 @@ from PIL import Image
 from maectl.errors import DataError, UsageError
 from maectl.registry import choose, discover, installed, load
 
-ADAPTER = '''
+ADAPTER = """
 from maectl.adapter import Adapter, Formats, Pixels
 
 class Toy(Adapter):
@@ -28,7 +28,7 @@ class Toy(Adapter):
         raise NotImplementedError
 
     {write}
-'''
+"""
 WRITE = "def write(self, source, tiles, path, *, step=1, channels=None, dtype=None): raise NotImplementedError"
 
 

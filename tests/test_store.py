@@ -104,20 +104,20 @@ def test_a_second_build_decodes_nothing(odd, tmp_path, monkeypatch):
 def test_a_changed_file_is_never_served_from_its_old_entry(tmp_path, change):
     folder = tmp_path / "data"
     folder.mkdir()
-    path = folder / "a.bmp"  # uncompressed: pixels lie in the file as they are
-    pixels = np.zeros((64, 64), np.uint8)
+    path = folder / "a.bmp"  # uncompressed: pixels lie in the file as they are, its ends are a tenth of it each
+    pixels = np.zeros((200, 200), np.uint8)
     Image.fromarray(pixels).save(path)
     about = path.stat()
     index, adapter = scanned(folder)
     build(index, adapter, tmp_path / "store", workers=1)
     if change == "size":
-        pixels = np.zeros((66, 64), np.uint8)
+        pixels = np.zeros((202, 200), np.uint8)
     elif change == "start":
         pixels[-1, 0] = 9  # rows lie bottom up
     elif change == "end":
         pixels[0, -1] = 9
     else:
-        pixels[30, 30] = 9
+        pixels[100, 100] = 9
     Image.fromarray(pixels).save(path)
     if change != "time":
         os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
