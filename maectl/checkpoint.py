@@ -44,6 +44,7 @@ class Config(BaseModel):
     statistics: dict[str, Any]
     display: Display = Display()
     axis: str | None = None
+    crop: str = "image"  # data.crop: at which scale images are seen
     spacing: tuple[float, ...] | None = None  # of most sources, mm or m a pixel
     weights_licence: str | None = None  # of the weights training started from; None: from scratch
     version: str = __version__

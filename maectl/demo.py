@@ -15,9 +15,20 @@ from maectl.registry import load
 
 __all__ = ["demo"]
 
-STEPS = 500
 RECIPE = "small-images"
-OVERRIDES = ("model.image_size=48", "model.patch_size=8", "model.depth=6", "train.base_lr=2e-3", "train.seed={seed}")
+# a model and a rate for one minute on two cores: a third of tiny's width and depth
+STEPS = 800
+OVERRIDES = (
+    "model.image_size=32",
+    "model.patch_size=4",
+    "model.width=128",
+    "model.depth=4",
+    "model.heads=4",
+    "model.decoder_width=64",
+    "model.decoder_depth=1",
+    "model.decoder_heads=2",
+    "train.base_lr=1e-2",
+)
 
 
 def demo(name: str, out: Path, *, seed: int, steps: int = STEPS) -> dict[str, Any]:
@@ -37,7 +48,7 @@ def demo(name: str, out: Path, *, seed: int, steps: int = STEPS) -> dict[str, An
     images, run = out / "images", out / "run"
     adapter.sample(images, seed)
     console.say(f"sample images: {images}\n\npretraining without labels ...")
-    overrides = [override.format(seed=seed) for override in OVERRIDES]
+    overrides = [*OVERRIDES, f"train.seed={seed}"]
     trained = pretrain(
         Request(
             [str(images / "train")], run, recipe=RECIPE, adapter=name, overrides=overrides, steps=steps, batch_size=64

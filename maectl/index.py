@@ -1,4 +1,4 @@
-"""Scan folders into an index of sources: columnar, memory-mapped, next to nothing a process.
+"""The index of sources: columnar, memory-mapped, next to nothing a process; and its split and its rejects.
 
 The index is one Arrow IPC file: a row a source. What repeats from row to row (dtype, unit, axis and channel
 names) is kept once, as a *kind*, in the schema's metadata beside the folders scanned. Groups are dense
@@ -8,30 +8,22 @@ integers in order of first appearance; the adapter's own words for them are neve
 import csv
 import json
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
-from pydantic import ValidationError
 
-from maectl.adapter import Adapter, Channels, Files, Reject, Source
-from maectl.errors import DataError, UsageError
-from maectl.recipe import DataRecipe
+from maectl.adapter import Source
+from maectl.errors import DataError
 
-__all__ = ["Index", "Rejects", "Scan", "held_out", "made", "read_quarantine", "scan", "write_quarantine"]
+__all__ = ["SCHEMA", "Index", "Rejects", "held_out", "read_quarantine", "write", "write_quarantine"]
 
-CHUNK = 256  # files a task of the scanning pool
-PARALLEL_FROM = 2000  # files; below that a pool's start-up costs more than it saves
 Ints = npt.NDArray[np.int64]
-Found = TypeVar("Found")
-Progress = Callable[[int], None]
 
 SCHEMA = pa.schema(
     [
@@ -127,7 +119,7 @@ class Index:
 
     def take(self, rows: npt.NDArray[Any], path: str | Path) -> "Index":
         """The index of some of the rows, written to ``path``."""
-        _write(self._table.take(pa.array(rows)), path)
+        write(self._table.take(pa.array(rows)), path)
         return Index(path)
 
     def _column(self, name: str) -> npt.NDArray[Any]:
@@ -146,67 +138,6 @@ class Rejects:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What a scan found."""
-
-    index: Index
-    adapter: Adapter
-    rejects: Rejects
-    foreign: int  # files that are not of this adapter's formats
-    notes: list[str]  # what was decided on the user's behalf
-
-
-def scan(
-    folders: Sequence[str | Path],
-    kind: type[Adapter],
-    recipe: DataRecipe,
-    path: str | Path,
-    *,
-    workers: int = 0,
-    progress: Progress = lambda files: None,
-) -> Scan:
-    """Scan folders (or single files) into an index written to ``path``.
-
-    Channels set to auto are resolved to what most sources have; the others are converted by the adapter
-    (made again with that count), and a note says so. ``workers`` 0 means all cores. Raises DataError for
-    a folder that does not exist or cannot be read and where nothing usable is found, UsageError for
-    options the adapter does not have and for a folder inside another: its images would count twice, once to
-    train on and once held out.
-    """
-    _apart(folders)
-    adapter = made(kind, recipe)
-    found = _scanned(adapter, folders, recipe, workers, progress)
-    notes: list[str] = []
-    if recipe.channels == "auto" and len(found.columns):
-        counts = found.columns.channels()
-        count, names = max(counts, key=lambda each: (counts[each], each[0]))
-        adapter = made(kind, recipe, count)
-        if len(counts) > 1:  # the rest is converted: only the adapter can say how, and what it refuses
-            notes.append(_conversion(counts, names))
-            found = _scanned(adapter, folders, recipe, workers, progress)
-    if not len(found.columns):
-        raise DataError(_nothing_found(folders, kind.name, found))
-    _write(found.columns.table(), path)
-    return Scan(Index(path), adapter, found.rejects, found.foreign, notes)
-
-
-def made(kind: type[Adapter], recipe: DataRecipe, channels: Channels | None = None) -> Adapter:
-    """The adapter with a recipe's options. Raises UsageError that names every option it does not take."""
-    if "channels" in recipe.options:
-        raise UsageError("data.options.channels: set data.channels instead")
-    try:
-        return kind(channels=recipe.channels if channels is None else channels, **recipe.options)
-    except ValidationError as error:
-        options = sorted(set(kind.model_fields) - {"channels"})
-        faults = "; ".join(
-            f"{'data' if fault['loc'][0] == 'channels' else 'data.options'}.{'.'.join(map(str, fault['loc']))}: "
-            f"{fault['msg'].removeprefix('Value error, ')}, not {fault['input']!r}"
-            for fault in error.errors()
-        )
-        raise UsageError(f"adapter {kind.name}: {faults} (its options: {', '.join(options) or 'none'})") from None
 
 
 def held_out(groups: Ints, seed: int) -> tuple[Ints, Ints]:
@@ -257,172 +188,7 @@ def read_quarantine(path: Path) -> Rejects:
     return Rejects([(folder, paths, stage, reason) for folder, paths, stage, reason in rows])
 
 
-def _apart(folders: Sequence[str | Path]) -> None:
-    """Raises UsageError where one of the folders is, or lies inside, another."""
-    real = {Path(folder): Path(folder).resolve() for folder in folders}
-    if len(real) < len(folders):
-        raise UsageError(f"a folder is given twice: {', '.join(map(str, folders))}")
-    owners = {path: folder for folder, path in real.items()}
-    for folder, path in real.items():
-        for parent in (path, *path.parents):
-            other = owners.get(parent, folder)
-            if other != folder:
-                raise UsageError(f"{folder} lies inside {other}: give one of the two")
-
-
-class _ParallelFiles(Files):
-    """Files whose `map` runs on all cores, tells how many files are done, and stops at once on Ctrl-C."""
-
-    def __init__(
-        self, path: str | Path, include: Sequence[str], exclude: Sequence[str], workers: int, progress: Progress
-    ) -> None:
-        super().__init__(path, include=include, exclude=exclude)
-        self.workers = workers or os.cpu_count() or 1
-        self.progress = progress
-
-    def map(self, header: Callable[[str, str], Found]) -> Iterator[Found]:
-        paths = iter(self)
-        first = list(islice(paths, PARALLEL_FROM))
-        if len(first) < PARALLEL_FROM or self.workers == 1:
-            for done, path in enumerate((*first, *paths), 1):
-                self.progress(done)
-                yield header(self.folder, path)
-            return
-        from joblib import Parallel, delayed  # its workers need no main module to import, unlike multiprocessing's
-
-        rest = chain(first, paths)
-        chunks = iter(lambda: list(islice(rest, CHUNK)), [])
-        run = Parallel(self.workers, return_as="generator", batch_size=1, pre_dispatch="4*n_jobs")
-        done = 0
-        for headers in run(delayed(_headers)(header, self.folder, chunk) for chunk in chunks):
-            done += len(headers)
-            self.progress(done)
-            yield from headers
-
-
-def _headers(header: Callable[[str, str], Found], folder: str, paths: list[str]) -> list[Found]:
-    return [header(folder, path) for path in paths]
-
-
-class _Columns:
-    """The index while it grows: one plain list or array a column, no object a row."""
-
-    def __init__(self, folders: list[str], group: str | None) -> None:
-        self.folders = folders  # absolute paths, by folder number
-        self.group = re.compile(group) if group else None
-        self.rows: list[tuple[Any, ...]] = []
-        self.batches: list[pa.RecordBatch] = []
-        self.kinds: dict[str, int] = {}
-        self.groups: dict[str, int] = {}
-        self.ungrouped = 0
-
-    def __len__(self) -> int:
-        return len(self.rows) + sum(int(batch.num_rows) for batch in self.batches)
-
-    def add(self, source: Source, folder: int) -> None:
-        kind = json.dumps(
-            {"dtype": source.dtype, "unit": source.unit, "axes": source.axes, "channels": source.channels}
-        )
-        self.rows.append(
-            (
-                folder,
-                [os.fsencode(path) for path in source.paths],
-                list(source.shape),
-                None if source.spacing is None else list(source.spacing),
-                self.kinds.setdefault(kind, len(self.kinds)),
-                self._group(source),
-                os.fsencode(source.key),
-            )
-        )
-        if len(self.rows) == 1 << 14:
-            self._flush()
-
-    def _group(self, source: Source) -> int:
-        name = source.group
-        if self.group is not None:
-            match = self.group.search(source.paths[0])
-            name = "".join(match.groups("") or (match.group(),)) if match else ""
-        if not name:  # a group of its own
-            self.ungrouped += 1
-            return len(self.groups) + self.ungrouped - 1
-        if name not in self.groups:
-            self.groups[name] = len(self.groups) + self.ungrouped
-        return self.groups[name]
-
-    def _flush(self) -> None:
-        arrays = [
-            pa.array(values, type=column.type)
-            for values, column in zip(zip(*self.rows, strict=True), SCHEMA, strict=True)
-        ]
-        self.batches.append(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
-        self.rows = []
-
-    def channels(self) -> dict[tuple[int, tuple[str, ...]], int]:
-        """How many sources have each (channel count, channel names)."""
-        self._flush_rest()
-        names = [tuple(json.loads(kind)["channels"]) for kind in self.kinds]
-        kinds = np.concatenate([np.asarray(batch.column("kind")) for batch in self.batches])
-        counts: dict[tuple[int, tuple[str, ...]], int] = {}
-        for kind, count in enumerate(np.bincount(kinds, minlength=len(names))):
-            key = (len(names[kind]), names[kind])
-            counts[key] = counts.get(key, 0) + int(count)
-        return counts
-
-    def table(self) -> pa.Table:
-        self._flush_rest()
-        about = {"folders": self.folders, "kinds": [json.loads(kind) for kind in self.kinds]}
-        table = pa.Table.from_batches(self.batches, schema=SCHEMA)
-        return table.replace_schema_metadata({"maectl": json.dumps(about)})
-
-    def _flush_rest(self) -> None:
-        if self.rows:
-            self._flush()
-
-
-@dataclass
-class _Found:
-    columns: _Columns
-    rejects: Rejects
-    foreign: int = 0
-
-
-def _scanned(
-    adapter: Adapter, folders: Sequence[str | Path], recipe: DataRecipe, workers: int, progress: Progress
-) -> _Found:
-    found = _Found(_Columns([], recipe.group), Rejects())
-    for number, folder in enumerate(folders):
-        files = _ParallelFiles(folder, recipe.include, recipe.exclude, workers, progress)
-        found.columns.folders.append(str(Path(files.folder).absolute()))
-        claimed = 0
-        for each in adapter.scan(files):
-            claimed += len(each.paths)
-            if isinstance(each, Reject):
-                found.rejects.add(files.folder, each.paths, "scan", each.reason)
-            else:
-                found.columns.add(each, number)
-        found.foreign += files.seen - claimed
-    return found
-
-
-def _conversion(counts: dict[tuple[int, tuple[str, ...]], int], target: tuple[str, ...]) -> str:
-    kinds = ", ".join(f"{count:,} {'/'.join(names)}" for (_, names), count in sorted(counts.items()))
-    return (
-        f"channels differ ({kinds}): all are read as {'/'.join(target)}, which most have "
-        "(--set data.channels=1 or =3 decides otherwise)"
-    )
-
-
-def _nothing_found(folders: Sequence[str | Path], adapter: str, found: _Found) -> str:
-    where = ", ".join(map(str, folders))
-    if found.rejects.rows:
-        _, paths, _, reason = found.rejects.rows[0]
-        return f"no usable image in {where}: all {len(found.rejects):,} were rejected, e.g. {paths}: {reason}"
-    if found.foreign:
-        return f"no image in {where}: none of its {found.foreign:,} files is for the adapter {adapter!r}"
-    return f"no image in {where}: the folder is empty (or data.include and data.exclude leave nothing)"
-
-
-def _write(table: pa.Table, path: str | Path) -> None:
+def write(table: pa.Table, path: str | Path) -> None:
     """One uncompressed batch, so that every process maps the same pages."""
     table = table.combine_chunks()
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:

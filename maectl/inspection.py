@@ -32,7 +32,7 @@ def inspect(folders: Sequence[str], *, adapter: str | None, workers: int) -> dic
         index: Index = found.index
         rows = np.linspace(0, len(index) - 1, min(SAMPLED, len(index))).astype(int)
         undecodable: list[tuple[int, str]] = []
-        pixels = _sampled(Reader(index, found.adapter), rows, workers or os.cpu_count() or 1, undecodable)
+        pixels = _sampled(Reader(index, found.adapter), rows, workers, undecodable)
         first = next(pixels, None)
         statistics = None if first is None else gather(chain((first,), pixels))
         copies = _duplicates(index)

@@ -14,8 +14,9 @@ import numpy as np
 from maectl import console, recipe, registry
 from maectl.adapter import Adapter
 from maectl.errors import DataError, Unreadable, UsageError
-from maectl.index import Index, Rejects, held_out, scan
+from maectl.index import Index, Rejects, held_out
 from maectl.recipe import Recipe
+from maectl.scan import scan
 from maectl.stats import Normalizer, Statistics, gather, sample_rows
 from maectl.store import Reader, Store, build, default_folder, in_order, raw_bytes
 
@@ -94,6 +95,12 @@ def scan_with_recipe(
         given = chosen
     for note in found.notes:
         console.say(note)
+    units = sorted({source.unit for source, _ in found.index.kinds})
+    if len(units) > 1:
+        console.warn(
+            f"values in {' and '.join(units)} are mixed and share one scale: take them apart with data.include, or "
+            "--set data.normalize=image"
+        )
     return resolved(given.updated({"data": {"adapter": kind.name}}), found.index), found
 
 
@@ -128,10 +135,7 @@ def statistics(reader: Reader, chosen: Recipe, workers: int) -> Statistics:
             return None
 
     rows = sample_rows(len(reader.index), chosen.train.seed)
-    pixels = [each for each in in_order(read, rows, workers or 2) if each is not None]
-    if not pixels:
-        raise DataError(f"none of {len(rows)} images tried can be decoded: see 'maectl inspect'")
-    return gather(pixels, chosen.data.clip)
+    return gather((each for each in in_order(read, rows, workers) if each is not None), chosen.data.clip)
 
 
 def _adapter(folders: Sequence[str | Path], name: str | None) -> type[Adapter]:
@@ -242,7 +246,7 @@ def _verify(index: Index, adapter: Adapter, chosen: Recipe, views: float | None,
 
     with console.task("verifying") as advance:
         found: list[tuple[int, str]] = []
-        for done, each in enumerate(in_order(reason, rows, workers or 2), 1):
+        for done, each in enumerate(in_order(reason, rows, workers), 1):
             advance(done, len(rows))
             if each is not None:
                 found.append(each)

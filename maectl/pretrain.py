@@ -18,7 +18,8 @@ from maectl.heldout import verdict
 from maectl.index import write_quarantine
 from maectl.optim import learning_rate
 from maectl.progress import Progress
-from maectl.training import Request, Training, begin, measure_first, resume
+from maectl.resume import resume
+from maectl.training import Request, Training, begin, measure_first
 
 __all__ = ["Request", "optimizer_step", "pretrain"]
 
@@ -32,9 +33,12 @@ def pretrain(request: Request) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="maectl-") as work:
         training = resume(request) if request.resume else begin(request, Path(work), begun, optimizer_step)
         try:
-            if not request.resume:
-                measure_first(training)
-            return _rehearse(training) if request.dry_run else _train(training, begun)
+            if request.dry_run:
+                return _rehearse(training)
+            with run.locked(request.out):
+                if not request.resume:
+                    measure_first(training)
+                return _train(training, begun)
         finally:
             training.loader.close()
 
@@ -46,7 +50,10 @@ def _train(training: Training, begun: float) -> dict[str, Any]:
     milestones = {round(training.steps * tenth / 10) for tenth in range(1, 11)}
     batches = training.loader.batches(training.stream, start, training.steps)
     rate, saved = 0.0, time.monotonic()
-    with closing(Progress(out, about, training.loader, start, training.device)) as progress, _interruptible() as interrupt:
+    with (
+        closing(Progress(out, about, training.loader, start, training.device)) as progress,
+        _interruptible() as interrupt,
+    ):
         if start == 0:
             progress.measured(0, about["loss_first"])
         for step in range(start, training.steps + 1):
@@ -78,6 +85,7 @@ def _train(training: Training, begun: float) -> dict[str, Any]:
 
 def _rehearse(training: Training) -> dict[str, Any]:
     """Two optimizer steps whose result is thrown away, and what the run would take."""
+    measure_first(training)
     about, begun = training.about, 0.0
     batches = training.loader.batches(training.stream, 0, 2)
     for batch in batches:
@@ -88,8 +96,8 @@ def _rehearse(training: Training) -> dict[str, Any]:
     about["images_per_s"] = about["batch_size"] / each
     memory = device.peak_memory(training.device) / 2**30
     console.say(
-        f"dry run: a step takes about {each:.2f} s ({about['images_per_s']:,.0f} img/s) and {memory:.1f} GiB, the whole "
-        f"run about {console.clock(each * training.steps)}; nothing was written"
+        f"dry run: a step takes about {each:.2f} s ({about['images_per_s']:,.0f} img/s) and {memory:.1f} GiB, the "
+        f"whole run about {console.clock(each * training.steps)}; nothing was written"
     )
     return _summary(training, 0)
 

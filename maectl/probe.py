@@ -15,11 +15,12 @@ from maectl import checkpoint, console, device, panels, scoring
 from maectl.checkpoint import Checkpoint, Config
 from maectl.errors import DataError, RunError
 from maectl.features import Floats, Whole, features, image_statistics, load_whole, thumbnails
-from maectl.index import Index, scan
+from maectl.index import Index
 from maectl.labels import Labels, duplicates, resolve
 from maectl.mae import MaskedAutoencoder
 from maectl.recipe import DataRecipe
 from maectl.registry import load as load_adapter
+from maectl.scan import scan
 from maectl.scoring import Evaluation
 from maectl.store import Reader
 

@@ -12,11 +12,11 @@ from maectl.adapter import Adapter, Source
 from maectl.checkpoint import Config
 from maectl.errors import DataError, RunError, Unreadable, UsageError
 from maectl.fidelity import compared, mean
-from maectl.index import scan
 from maectl.mae import kept
 from maectl.recipe import DataRecipe
 from maectl.registry import load as load_adapter
 from maectl.restoration import Job, restore
+from maectl.scan import scan
 
 __all__ = ["reconstruct"]
 

@@ -138,8 +138,7 @@ def _check(source: Source, config: Config) -> None:
 
 def _plan(source: Source, config: Config) -> Layout:
     size, patch = (tuple(config.model[key]) for key in ("image_size", "patch_size"))
-    crop = getattr(config, "crop", "image")
-    return layout(source.shape[1:], size, patch, crop_pixels(crop, size, source.spacing))
+    return layout(source.shape[1:], size, patch, crop_pixels(config.crop, size, source.spacing))
 
 
 def _constants(pixels: Pixels, config: Config) -> Constants:

@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,12 @@ import torch
 from maectl import __version__
 from maectl.errors import RunError, UsageError
 
-__all__ = ["Log", "clear", "create", "lines", "provenance", "read", "refuse", "write", "write_json"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Log", "clear", "create", "lines", "locked", "provenance", "read", "refuse", "write", "write_json"]
 
 
 def refuse(run: Path, *, overwrite: bool) -> None:
@@ -69,6 +75,22 @@ def read(run: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunError(f"{run}/run.json cannot be read: {error}") from None
     return about
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Keep other processes from writing into a run; a killed process leaves no lock behind. Raises RunError."""
+    if fcntl is None:  # Windows: no such lock
+        yield
+        return
+    handle = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise RunError(f"{run} is being written by another process: wait for it, or stop it") from None
+    finally:
+        os.close(handle)
 
 
 def provenance(device: torch.device) -> dict[str, str]:

@@ -102,7 +102,9 @@ def _probabilities(logits: Array, shared: bool) -> Array:
 def _log_loss(logits: Array, goal: Array, shared: bool) -> tuple[float, Array]:
     """Mean over items of the log loss, and N times its slope [N, K] with regard to the logits."""
     found = _probabilities(logits, shared)
-    entropy = -np.log(np.maximum((goal * found).sum(axis=1), 1e-37)) if shared else np.logaddexp(0, logits) - goal * logits
+    entropy = (
+        -np.log(np.maximum((goal * found).sum(axis=1), 1e-37)) if shared else np.logaddexp(0, logits) - goal * logits
+    )
     return float(entropy.sum(dtype=np.float64)) / len(goal), found - goal
 
 

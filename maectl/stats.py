@@ -102,11 +102,11 @@ def _partial(pixels: Pixels, clip: tuple[float, float] | None) -> _Partial:
 def gather(images: Iterable[Pixels], clip: tuple[float, float] | None = None) -> Statistics:
     """Statistics of a stream of images, merged in the order given (so the result is repeatable to the bit).
 
-    Raises ValueError for an empty stream, DataError where no pixel of it is valid.
+    Raises DataError for an empty stream, DataError where no pixel of it is valid.
     """
     parts = [_partial(pixels, clip) for pixels in images]
     if not parts:
-        raise ValueError("statistics of no images")
+        raise DataError("none of the images looked at can be decoded: 'maectl inspect' says why")
     whole = parts[0].moments
     for part in parts[1:]:
         whole = whole.merged(part.moments)

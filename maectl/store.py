@@ -142,7 +142,7 @@ def build(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
-        return _built(index, adapter, folder, workers or os.cpu_count() or 1, progress)
+        return _built(index, adapter, folder, workers, progress)
     except OSError as error:  # of the store's own files: those of a source only make it unreadable
         raise DataError(
             f"the store in {folder} cannot be written ({error.strerror or error}): "
@@ -175,7 +175,8 @@ def _built(
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """``map`` on threads, results in order, at most twice as many under way as there are threads."""
+    """``map`` on threads (0: one a core), results in order, at most twice as many under way as there are threads."""
+    workers = workers or os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         waiting: list[Future[Result]] = []
         remaining = iter(items)

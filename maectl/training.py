@@ -1,4 +1,4 @@
-"""Setting up a pretraining: all that the loop works on, for a new run or a resumed one."""
+"""Setting up a pretraining: all that the loop works on."""
 
 import shutil
 import time
@@ -11,23 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maectl import budget, checkpoint, console, device, recipe, run
-from maectl.adapter import Files
+from maectl import budget, console, device, run
 from maectl.checkpoint import Config
 from maectl.dataset import Batch, Loader, Views
-from maectl.errors import RunError, TrainingError, UsageError
+from maectl.errors import TrainingError, UsageError
 from maectl.heldout import HeldOut
-from maectl.index import Index, Rejects, held_out, read_quarantine, write_quarantine
+from maectl.index import Index, Rejects, held_out, write_quarantine
 from maectl.mae import MaskedAutoencoder, kept
 from maectl.optim import adamw
 from maectl.prepare import Prepared, prepare
 from maectl.recipe import Recipe
-from maectl.store import Reader, build
+from maectl.store import Reader
 from maectl.stream import Stream
-from maectl.warmstart import start_from
+from maectl.warmstart import check, start_from
 from maectl.windows import Crop
 
-__all__ = ["Request", "Training", "begin", "measure_first", "resume"]
+__all__ = ["Request", "Training", "assembled", "begin", "measure_first"]
 
 MICRO_BATCH = {"cpu": 64, "cuda": 256, "mps": 128}  # images at once, where the recipe says auto
 FLIPS = {"horizontal": 1, "vertical": 0}  # spatial axes of an image
@@ -79,6 +78,8 @@ class Training:
 def begin(request: Request, work: Path, begun: float, optimizer_step: Callable[[Training, Batch], Tensor]) -> Training:
     """A new run, its folder made last. Raises MaectlError before anything is written there."""
     run.refuse(request.out, overwrite=request.overwrite or request.dry_run)
+    if request.init is not None:
+        check(request.init)
     overrides = _overrides(request)
     views = request.epochs if request.steps is None and request.max_time is None else None
     prepared = prepare(
@@ -92,7 +93,7 @@ def begin(request: Request, work: Path, begun: float, optimizer_step: Callable[[
         workers=request.workers,
     )
     about = _identity(request, prepared, device.pick())
-    training = _assembled(request, prepared.recipe, _config(prepared), prepared.reader, prepared.rejects, about)
+    training = assembled(request, prepared.recipe, _config(prepared), prepared.reader, prepared.rejects, about)
     if request.init is not None:
         licence = start_from(request.init, training.model)
         training.config = training.config.model_copy(update={"weights_licence": licence})
@@ -101,27 +102,6 @@ def begin(request: Request, work: Path, begun: float, optimizer_step: Callable[[
     _tell(training, prepared)
     if not request.dry_run:
         _make_folder(training, prepared)
-    return training
-
-
-def resume(request: Request) -> Training:
-    """The run in ``request.out`` as its latest whole checkpoint left it. Raises RunError, UsageError."""
-    out = request.out
-    about = run.read(out)
-    _check_unchanged(request, about)
-    folder = checkpoint.latest(out, resumable=True)
-    config = checkpoint.load(folder).config
-    index, adapter = Index(out / "index.arrow"), config.build_adapter()
-    store = None
-    if about["store"] is not None:
-        with console.task("opening the store") as advance:
-            store, _ = build(index, adapter, Path(about["store"]), workers=request.workers, progress=advance)
-    chosen, _ = recipe.load(str(out / "recipe.yaml"))
-    rejects = read_quarantine(out / "quarantine.csv")
-    training = _assembled(request, chosen, config, Reader(index, adapter, store), rejects, about)
-    about["step"] = checkpoint.restore(folder, training.model, training.optimizer)["step"]
-    console.say(f"resuming {out} at step {about['step']:,} of {about['steps']:,}")
-    _count_new_files(index, rejects, chosen)
     return training
 
 
@@ -150,7 +130,7 @@ def _identity(request: Request, prepared: Prepared, where: torch.device) -> dict
     model = prepared.recipe.model
     patches = int(np.prod([s // p for s, p in zip(model.image_size, model.patch_size, strict=True)]))  # type: ignore[operator]
     return {
-        "folders": prepared.index.folders,
+        "folders": [str(Path(folder).absolute()) for folder in request.folders],
         "adapter": prepared.adapter.name,
         "init": request.init,
         "images": len(prepared.index),
@@ -185,11 +165,12 @@ def _config(prepared: Prepared) -> Config:
         statistics=prepared.statistics.json(),
         display=data.display,
         axis=data.axis,
+        crop=data.crop,
         spacing=commonest.spacing,
     )
 
 
-def _assembled(
+def assembled(
     request: Request, chosen: Recipe, config: Config, reader: Reader, rejects: Rejects, about: dict[str, Any]
 ) -> Training:
     """The parts of a run put together, at step 0."""
@@ -321,38 +302,3 @@ def _make_folder(training: Training, prepared: Prepared) -> None:
     shutil.copyfile(prepared.index.path, out / "index.arrow")
     run.write_json(out / "stats.json", prepared.statistics.json())
     write_quarantine(training.rejects, out / "quarantine.csv")
-
-
-def _check_unchanged(request: Request, about: dict[str, Any]) -> None:
-    asked = [str(Path(folder).absolute()) for folder in request.folders]
-    if asked and asked != about["folders"]:
-        raise UsageError(f"--resume: {request.out} was begun on {', '.join(about['folders'])}, not {', '.join(asked)}")
-    given = {
-        "--recipe": request.recipe,
-        "--init": request.init,
-        "--set": request.overrides,
-        "--adapter": request.adapter,
-        "--epochs": request.epochs,
-        "--steps": request.steps,
-        "--max-time": request.max_time,
-        "--batch-size": request.batch_size,
-    }
-    named = [option for option, value in given.items() if value]
-    if named:
-        raise UsageError(f"--resume goes on as the run was begun: leave out {', '.join(named)}")
-    if about["step"] >= about["steps"]:
-        raise RunError(f"{request.out} is finished ({about['steps']:,} steps): there is nothing to resume")
-
-
-def _count_new_files(index: Index, rejects: Rejects, chosen: Recipe) -> None:
-    """Say how many files lie in the folders now that were not there at the scan."""
-    for number, folder in enumerate(index.folders):
-        known = index.files(number) | {
-            path for where, paths, _, _ in rejects.rows if where == folder for path in paths.split(";")
-        }
-        if not Path(folder).exists():
-            raise RunError(f"{folder}, the run's folder, is gone: put it back to resume")
-        files = Files(folder, include=chosen.data.include, exclude=chosen.data.exclude)
-        new = sum(path not in known for path in files)
-        if new:
-            console.say(f"{new:,} files in {folder} are not in the run's index and are not used")

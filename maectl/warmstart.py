@@ -9,9 +9,15 @@ from maectl import checkpoint, console
 from maectl.errors import RunError, UsageError
 from maectl.mae import MaskedAutoencoder, encoder_state
 
-__all__ = ["start_from"]
+__all__ = ["check", "start_from"]
 
 POSITIONS = {"pos_embed", "decoder_pos_embed"}  # fixed by the grid, never learnt: always the model's own
+
+
+def check(spec: str) -> None:
+    """Raise UsageError for weights that are plainly not there, before anything costly is done."""
+    if not spec.startswith("timm:") and not Path(spec).exists():
+        raise UsageError(f"--init {spec}: neither a run, a file nor timm:NAME")
 
 
 def start_from(spec: str, model: MaskedAutoencoder) -> str | None:
@@ -43,8 +49,6 @@ def start_from(spec: str, model: MaskedAutoencoder) -> str | None:
 
 
 def _ours(spec: str) -> tuple[dict[str, Tensor], str | None]:
-    if not Path(spec).exists():
-        raise UsageError(f"--init {spec}: neither a run, a file nor timm:NAME")
     found = checkpoint.load(spec)
     return found.weights, found.config.weights_licence
 

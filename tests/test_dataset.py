@@ -13,9 +13,9 @@ from PIL import Image
 
 from maectl.dataset import Batch, Loader, Views, normalise
 from maectl.errors import TrainingError, Unreadable
-from maectl.index import scan
 from maectl.recipe import DataRecipe
 from maectl.registry import load
+from maectl.scan import scan
 from maectl.stats import Normalizer, gather
 from maectl.store import Reader, build
 from maectl.stream import HELD_OUT, Stream

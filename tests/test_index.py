@@ -11,12 +11,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from maectl import index as module
+from maectl import scan as module
 from maectl.adapter import Files, Source
 from maectl.errors import DataError, UsageError
-from maectl.index import Index, Rejects, Scan, held_out, read_quarantine, scan, write_quarantine
+from maectl.index import Index, Rejects, held_out, read_quarantine, write_quarantine
 from maectl.recipe import DataRecipe
 from maectl.registry import load
+from maectl.scan import Scan, scan
 
 
 def image(path: Path, mode: str = "RGB", size: tuple[int, int] = (9, 7)) -> Path:

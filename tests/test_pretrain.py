@@ -267,3 +267,35 @@ def test_weights_of_a_run_start_another(photographs, tmp_path, small):
     with pytest.raises(RunError, match=r"blocks.*model\.size"):
         pretrain(request(photographs, tmp_path / "wide", [*small, "model.width=64"], init=str(tmp_path / "first")))
     assert not (tmp_path / "wide").exists()
+
+
+def test_two_processes_cannot_write_one_run(photographs, tmp_path, small, monkeypatch):
+    interrupt_after(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(request(photographs, tmp_path / "run", small))
+    monkeypatch.undo()
+    again = Request(folders=[], out=tmp_path / "run", resume=True)
+    with runs.locked(tmp_path / "run"), pytest.raises(RunError, match="another process"):
+        pretrain(again)
+    assert pretrain(again)["steps"] == 6
+
+
+def test_a_run_on_a_single_file_trains_and_resumes(photographs, tmp_path, small, monkeypatch):
+    file = photographs / "set0" / "00.png"
+    interrupt_after(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(request(file, tmp_path / "run", small))
+    monkeypatch.undo()
+    assert pretrain(Request(folders=[str(file)], out=tmp_path / "run", resume=True))["images"] == 1
+
+
+def test_weights_that_are_not_there_are_refused_before_anything_is_done(photographs, tmp_path, small):
+    with pytest.raises(UsageError, match="neither a run, a file nor timm:NAME"):
+        pretrain(request(photographs, tmp_path / "run", small, init="nowhere"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photographs"]
+
+
+def test_mixed_units_are_warned_of(photographs, tmp_path, small, capsys):
+    Image.fromarray(np.arange(1600, dtype=np.uint16).reshape(40, 40) * 40).save(photographs / "deep.png")
+    pretrain(request(photographs, tmp_path / "run", small))
+    assert "0..255 and 0..65535 are mixed" in capsys.readouterr().err

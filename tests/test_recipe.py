@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from maectl import recipe
 from maectl.errors import UsageError
-from maectl.index import made
 from maectl.recipe import SIZES, Recipe, load, named, shipped, text
 from maectl.registry import load as adapter
+from maectl.scan import made
 
 
 def fault(*overrides: str, name: str | None = None) -> str:

@@ -13,9 +13,10 @@ from PIL import Image
 from maectl import store as module
 from maectl.adapter import Pixels
 from maectl.errors import DataError, Unreadable
-from maectl.index import Index, scan
+from maectl.index import Index
 from maectl.recipe import DataRecipe
 from maectl.registry import load
+from maectl.scan import scan
 from maectl.store import Reader, Store, build, default_folder, in_order, raw_bytes
 
 Disk = namedtuple("Disk", "total used free")
