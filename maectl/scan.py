@@ -21,7 +21,7 @@ from maectl.recipe import DataRecipe
 __all__ = ["Scan", "made", "scan"]
 
 CHUNK = 256  # files a task of the scanning pool
-PARALLEL_FROM = 2000  # files; below that a pool's start-up costs more than it saves
+PARALLEL_FROM = 20_000  # files; below that a pool's start-up costs more than it saves
 Found = TypeVar("Found")
 Progress = Callable[[int], None]
 
