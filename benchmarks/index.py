@@ -21,6 +21,7 @@ FILES = 256
 
 
 def main() -> None:
+    """Run the benchmark, or in a process of its own the measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--headers", type=int, default=20_000)

@@ -55,7 +55,7 @@ class Progress:
         batch = self.about["batch_size"]
         speed = (step - self._since) * batch / (now - self._flushed)
         for (done, rate, _), loss in zip(self._losses, losses, strict=True):
-            self.log.add(step=done, loss=loss, lr=rate)
+            self.log.add(step=done, loss=loss, lr=rate, **({"images_per_s": speed} if done == step else {}))
             self.board.add_scalar("loss/train", loss, done)
             self.board.add_scalar("lr", rate, done)
         self.board.add_scalar("images_per_s", speed, step)

@@ -52,7 +52,8 @@ class Store:
         self.folder = folder
         self._index = index
         self._shards: list[npt.NDArray[np.uint8]] = []
-        places: dict[bytes, tuple[int, int, int]] = {}
+        known = [np.empty(0, "S16")]
+        places = [np.empty((0, 3), np.int64)]
         for path in sorted(folder.glob("*.arrow")):
             try:
                 with pa.memory_map(str(path)) as file:
@@ -60,13 +61,12 @@ class Store:
                 pixels = np.memmap(path.with_suffix(".pixels"), np.uint8, "c")  # torch warns of read-only arrays
             except (OSError, ValueError):  # half of it deleted, or lost with the power: its sources are missing
                 continue
-            number = len(self._shards)
+            column = table.column("key").combine_chunks()
+            known.append(np.frombuffer(column.buffers()[1], "S16", len(column), 16 * column.offset))
+            offsets = [np.asarray(table.column(name)) for name in ("offset", "valid_offset")]
+            places.append(np.stack([np.full(len(column), len(self._shards)), *offsets], axis=1))
             self._shards.append(pixels)
-            columns = (table.column(name).to_pylist() for name in SCHEMA.names)
-            for key, offset, valid_offset in zip(*columns, strict=True):
-                places[key] = (number, offset, valid_offset)
-        nowhere = (-1, 0, 0)
-        self._places = np.array([places.get(bytes(key), nowhere) for key in keys], np.int64).reshape(-1, 3)
+        self._places = _looked_up(np.concatenate(known), np.concatenate(places), keys.view("S16"))
         self._shapes = index.shapes
 
     def __contains__(self, row: int) -> bool:
@@ -90,6 +90,19 @@ class Store:
         if valid_offset >= 0:
             valid = raw[valid_offset : valid_offset + pixels].view(np.bool_).reshape(extent)[window]
         return Pixels(np.moveaxis(values[window], -1, 0), None if valid is None or valid.all() else valid)
+
+
+def _looked_up(
+    known: npt.NDArray[np.bytes_], places: npt.NDArray[np.int64], keys: npt.NDArray[np.bytes_]
+) -> npt.NDArray[np.int64]:
+    """[N, 3] the place of every key, (-1, 0, 0) where it has none; no Python object a source."""
+    found = np.tile(np.array([-1, 0, 0]), (len(keys), 1))
+    order = np.argsort(known, kind="stable")
+    at = np.searchsorted(known, keys, sorter=order)
+    there = at < len(known)
+    there[there] = known[order[at[there]]] == keys[there]
+    found[there] = places[order[at[there]]]
+    return found
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL, picture
 from PIL import Image
 
-from conftest import SMALL, picture
 from maectl import checkpoint
 from maectl.errors import DataError, RunError, UsageError
 from maectl.features import central, features, image_statistics, load_whole, thumbnails
@@ -42,7 +42,9 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     pretrain(
-        Request([str(labelled / "train")], out, recipe="small-images", overrides=SMALL, steps=4, batch_size=8, workers=2)
+        Request(
+            [str(labelled / "train")], out, recipe="small-images", overrides=SMALL, steps=4, batch_size=8, workers=2
+        )
     )
     return out
 
