@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 __all__ = ["EVERY", "Meter", "clock", "say", "task", "warn"]
 
@@ -71,19 +72,21 @@ class Meter:
         self._last = time.monotonic()
         self._bars: Progress | None = None
         if _console().is_terminal:
-            columns = (TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"), BarColumn(bar_width=20),
-                       TextColumn("{task.fields[state]}"))  # fmt: skip
-            self._bars = Progress(*columns, console=_console(), transient=True)
+            # one column, so that a narrow terminal wraps the line instead of cutting its words short
+            self._bars = Progress(
+                TextColumn("{task.description}", table_column=Column()), console=_console(), transient=True
+            )
             self._bars.start()
-            self._bar = self._bars.add_task("", total=steps, state="")
+            self._bar = self._bars.add_task("")
 
     def show(self, step: int, state: str) -> None:
         """The state after ``step`` steps."""
+        line = f"step {step:,}/{self.steps:,}  {state}"
         if self._bars is not None:
-            self._bars.update(self._bar, completed=step, state=state)
+            self._bars.update(self._bar, description=line)
         elif time.monotonic() - self._last >= EVERY or step == self.steps:
             self._last = time.monotonic()
-            say(f"step {step:,}/{self.steps:,}  {state}")
+            say(line)
 
     def close(self) -> None:
         """Take the live line away."""

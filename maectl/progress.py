@@ -104,7 +104,7 @@ class Progress:
         best = min(self.about["baselines"].values())
         left = (self.about["steps"] - step) * (now - self._begun) / max(1, step - self._first)
         return (
-            f"loss {loss:.4f} ({loss / best:.0%} of the better baseline)  {speed:,.0f} img/s  "
+            f"loss {loss:.3f} ({loss / best:.0%} of baseline)  {speed:,.0f} img/s  "
             f"data wait {self.about['data_wait_fraction']:.1%}  "
             f"{device.peak_memory(self.device) / 2**30:.1f} GiB  {console.clock(left)} left"
         )
