@@ -56,13 +56,15 @@ def prepare(
     work: Path,
     workers: int,
 ) -> Prepared:
-    """Scan and verify ``folders`` for a run; ``views`` is how often the run will show each source, if known.
+    """Scan and verify ``folders`` for a run that shows each source ``views`` times (None: the recipe's epochs).
 
     The index is written below ``work``. Raises UsageError and DataError.
     """
     chosen, found = scan_with_recipe(folders, name, adapter, overrides, work, workers)
     index, rejects = _large_enough(found.index, found.rejects, chosen, work)
-    index, store = _decodable(index, found.adapter, rejects, chosen, views, run, work, workers)
+    index, store = _decodable(
+        index, found.adapter, rejects, chosen, chosen.train.epochs if views is None else views, run, work, workers
+    )
     reader = Reader(index, found.adapter, store)
     measured = statistics(reader, chosen, workers)
     normalizer = Normalizer.of(chosen.data.normalize, chosen.data.clip, measured)
@@ -179,7 +181,7 @@ def _decodable(
     adapter: Adapter,
     rejects: Rejects,
     chosen: Recipe,
-    views: float | None,
+    views: float,
     run: Path,
     work: Path,
     workers: int,
@@ -226,11 +228,11 @@ def _store_folder(index: Index, chosen: Recipe, run: Path) -> Path | None:
     return None
 
 
-def _verify(index: Index, adapter: Adapter, chosen: Recipe, views: float | None, workers: int) -> list[tuple[int, str]]:
+def _verify(index: Index, adapter: Adapter, chosen: Recipe, views: float, workers: int) -> list[tuple[int, str]]:
     """Rows that do not decode, of all or of a sample (``data.verify``)."""
     asked = chosen.data.verify
     if asked == "auto":
-        asked = "all" if views is not None and views >= OFTEN else VERIFIED
+        asked = "all" if views >= OFTEN else VERIFIED
     rows = np.arange(len(index))
     if asked != "all" and asked < len(rows):
         rows = np.sort(np.random.Generator(np.random.Philox(key=[chosen.train.seed, 7])).permutation(len(rows))[:asked])

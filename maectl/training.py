@@ -81,13 +81,13 @@ def begin(request: Request, work: Path, begun: float, optimizer_step: Callable[[
     if request.init is not None:
         check(request.init)
     overrides = _overrides(request)
-    views = request.epochs if request.steps is None and request.max_time is None else None
+    unknown = request.steps is not None or request.max_time is not None
     prepared = prepare(
         request.folders,
         name=request.recipe,
         adapter=request.adapter,
         overrides=overrides,
-        views=views,
+        views=0 if unknown else None,
         run=request.out,
         work=work,
         workers=request.workers,
@@ -286,6 +286,8 @@ def _tell(training: Training, prepared: Prepared) -> None:
         f"model: {training.recipe.model.size}, {weights:.1f} M weights, {about['patches']} patches an image; "
         f"{about['provenance']['device']}, {about['precision']}"
     )
+    if training.device.type == "cpu" and training.recipe.model.size not in ("tiny", "small"):
+        console.say(f"a {training.recipe.model.size} model is slow on a CPU: --set model.size=tiny is made for it")
     smaller = about["batch_size"] < train.batch_size
     console.say(
         f"{about['steps']:,} steps of {about['batch_size']} images ({about['epochs']:,.1f} epochs), "
