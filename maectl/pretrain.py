@@ -47,7 +47,8 @@ def _train(training: Training, begun: float) -> dict[str, Any]:
     """From the step reached to the last, with a measurement and a checkpoint every so often and at the end."""
     about, out, start = training.about, training.request.out, int(training.about["step"])
     deadline = None if training.request.max_time is None else begun + training.request.max_time
-    milestones = {round(training.steps * tenth / 10) for tenth in range(1, 11)}
+    tenths = range(1, 11) if training.steps >= 100 else range(0)  # of fewer steps, a tenth is nothing worth keeping
+    milestones = {round(training.steps * tenth / 10) for tenth in tenths}
     batches = training.loader.batches(training.stream, start, training.steps)
     rate, saved = 0.0, time.monotonic()
     with (

@@ -1,11 +1,16 @@
 """Scan folders into an index: headers in parallel, channels resolved, what cannot be used set aside."""
 
 import json
+import multiprocessing
 import os
 import re
+import signal
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +26,8 @@ from maectl.recipe import DataRecipe
 __all__ = ["Scan", "made", "scan"]
 
 CHUNK = 256  # files a task of the scanning pool
-PARALLEL_FROM = 20_000  # files; below that a pool's start-up costs more than it saves
+SERIAL = 2000  # files read by this process alone, to see how long a header takes
+WORTHWHILE = 250e-6  # seconds a header times the processes: below, passing the results on costs more than it saves
 Found = TypeVar("Found")
 Progress = Callable[[int], None]
 
@@ -101,7 +107,7 @@ def _apart(folders: Sequence[str | Path]) -> None:
 
 
 class _ParallelFiles(Files):
-    """Files whose `map` runs on all cores, tells how many files are done, and stops at once on Ctrl-C."""
+    """Files whose `map` runs on all cores where that pays, tells how many are done, and stops at once on Ctrl-C."""
 
     def __init__(
         self, path: str | Path, include: Sequence[str], exclude: Sequence[str], workers: int, progress: Progress
@@ -111,23 +117,46 @@ class _ParallelFiles(Files):
         self.progress = progress
 
     def map(self, header: Callable[[str, str], Found]) -> Iterator[Found]:
-        paths = iter(self)
-        first = list(islice(paths, PARALLEL_FROM))
-        if len(first) < PARALLEL_FROM or self.workers == 1:
-            for done, path in enumerate((*first, *paths), 1):
-                self.progress(done)
-                yield header(self.folder, path)
-            return
-        from joblib import Parallel, delayed  # its workers need no main module to import, unlike multiprocessing's
-
-        rest = chain(first, paths)
-        chunks = iter(lambda: list(islice(rest, CHUNK)), [])
-        run = Parallel(self.workers, return_as="generator", batch_size=1, pre_dispatch="4*n_jobs")
-        done = 0
-        for headers in run(delayed(_headers)(header, self.folder, chunk) for chunk in chunks):
-            done += len(headers)
+        paths, done, begun = iter(self), 0, time.perf_counter()
+        for done, path in enumerate(paths, 1):
+            found = header(self.folder, path)
             self.progress(done)
-            yield from headers
+            yield found
+            if done == SERIAL and self._pays((time.perf_counter() - begun) / SERIAL):
+                break
+        else:
+            return
+        # forkserver: a fork of a process with threads may hang
+        context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+        pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_ignore_interrupts)
+        try:
+            for headers in self._chunks(pool, header, paths):
+                done += len(headers)
+                self.progress(done)
+                yield from headers
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _pays(self, seconds: float) -> bool:
+        """Whether other processes are worth it where a header takes that long; they must be able to start, too."""
+        main = getattr(sys.modules["__main__"], "__file__", None)  # a session on standard input has one that is none
+        return self.workers * seconds > WORTHWHILE and (main is None or os.path.exists(main))
+
+    def _chunks(
+        self, pool: ProcessPoolExecutor, header: Callable[[str, str], Found], paths: Iterator[str]
+    ) -> Iterator[list[Found]]:
+        """Chunks of headers in order, with a bounded number on their way, so that no list of all files exists."""
+        waiting: list[Future[list[Found]]] = []
+        while True:
+            while len(waiting) < 4 * self.workers and (chunk := list(islice(paths, CHUNK))):
+                waiting.append(pool.submit(_headers, header, self.folder, chunk))
+            if not waiting:
+                return
+            yield waiting.pop(0).result()
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent alone answers Ctrl-C
 
 
 def _headers(header: Callable[[str, str], Found], folder: str, paths: list[str]) -> list[Found]:

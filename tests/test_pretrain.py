@@ -116,9 +116,9 @@ def interrupt_after(steps: int, monkeypatch) -> None:
 def test_a_killed_process_resumes_from_its_checkpoint_with_the_same_losses(photographs, tmp_path, small):
     """SIGKILL at an arbitrary moment, in a real process."""
     overrides = [*small, "train.checkpoint_minutes=0.0001"]  # at every step
-    pretrain(request(photographs, tmp_path / "unbroken", overrides, steps=40))
+    pretrain(request(photographs, tmp_path / "unbroken", overrides, steps=16))
     command = [sys.executable, "-m", "maectl", "pretrain", str(photographs), "--out", str(tmp_path / "killed"),
-               "--recipe", "small-images", "--steps", "40", "--batch-size", "8", "--workers", "2"]  # fmt: skip
+               "--recipe", "small-images", "--steps", "16", "--batch-size", "8", "--workers", "2"]  # fmt: skip
     for override in overrides:
         command += ["--set", override]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -129,7 +129,7 @@ def test_a_killed_process_resumes_from_its_checkpoint_with_the_same_losses(photo
     process.kill()
     process.wait()
     resumed = pretrain(Request(folders=[], out=tmp_path / "killed", resume=True))
-    assert resumed["steps"] == 40
+    assert resumed["steps"] == 16
     for (step, loss), (other_step, other) in zip(
         losses(tmp_path / "killed"), losses(tmp_path / "unbroken"), strict=True
     ):
@@ -227,7 +227,7 @@ def test_too_many_bad_files_stop_the_run_when_a_limit_is_set(photographs, tmp_pa
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_rate(photographs, tmp_path, small):
     with pytest.raises(TrainingError, match=r"loss is (nan|inf) at step \d+ with a learning rate"):
-        pretrain(request(photographs, tmp_path / "run", [*small, "train.base_lr=1e30"], steps=40))
+        pretrain(request(photographs, tmp_path / "run", [*small, "train.base_lr=1e30"], steps=16))
 
 
 def test_max_time_settles_the_steps_once_and_is_kept(photographs, tmp_path, small):
