@@ -20,6 +20,7 @@ import pyarrow.compute
 
 from maectl.adapter import Source
 from maectl.errors import DataError
+from maectl.stream import SPLIT, generator
 
 __all__ = ["SCHEMA", "Index", "Rejects", "held_out", "read_quarantine", "write", "write_quarantine"]
 
@@ -149,7 +150,7 @@ def held_out(groups: Ints, seed: int) -> tuple[Ints, Ints]:
     total = len(groups)
     most = max(1, total // 4)
     wanted = min(max(16, min(256, round(0.02 * total))), most)
-    order = np.random.Generator(np.random.Philox(key=[seed, 0x4E1D])).permutation(int(groups.max()) + 1)
+    order = generator(seed, 0, SPLIT).permutation(int(groups.max()) + 1)
     sizes = np.bincount(groups, minlength=len(order))[order]
     everything = np.arange(total)
     if sizes.max() == total:

@@ -19,6 +19,7 @@ from maectl.recipe import Recipe
 from maectl.scan import scan
 from maectl.stats import Normalizer, Statistics, gather, sample_rows
 from maectl.store import Reader, Store, build, default_folder, in_order, raw_bytes
+from maectl.stream import VERIFY, generator
 
 __all__ = ["Prepared", "prepare", "scan_with_recipe", "statistics"]
 
@@ -235,7 +236,7 @@ def _verify(index: Index, adapter: Adapter, chosen: Recipe, views: float, worker
         asked = "all" if views >= OFTEN else VERIFIED
     rows = np.arange(len(index))
     if asked != "all" and asked < len(rows):
-        rows = np.sort(np.random.Generator(np.random.Philox(key=[chosen.train.seed, 7])).permutation(len(rows))[:asked])
+        rows = np.sort(generator(chosen.train.seed, 0, VERIFY).permutation(len(rows))[:asked])
         console.say(f"verifying {len(rows):,} of {len(index):,} images (data.verify); later failures are quarantined")
     reader = Reader(index, adapter)
 

@@ -30,13 +30,12 @@ from maectl.fidelity import compared, fidelity, nearest_visible, patch_means
 from maectl.mae import MaskedAutoencoder
 from maectl.resize import resize
 from maectl.stats import moments
-from maectl.stream import generator
+from maectl.stream import RECONSTRUCT, generator
 from maectl.tiling import Layout, Mask, back, inpaint, layout, masks, places, spread
 from maectl.windows import crop_pixels
 
 __all__ = ["Job", "restore"]
 
-RECONSTRUCT = 8  # what a generator is for, beside those of `stream`
 ROWS = 1024  # rows of pixels handed to an adapter at once
 ERROR_SHARE = 4  # the error map ends at the peak divided by this: one scale for all images of a run
 Floats = npt.NDArray[np.float32]

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from maectl.adapter import Pixels
 from maectl.errors import DataError
 from maectl.recipe import MeanStd
+from maectl.stream import SAMPLE, generator
 
 __all__ = ["Normalizer", "Statistics", "gather", "moments", "sample_rows"]
 
@@ -64,7 +65,7 @@ class _Moments:
 
 def sample_rows(count: int, seed: int) -> npt.NDArray[np.int64]:
     """Which of ``count`` sources statistics are taken from: at most 2,000, in order."""
-    chosen = np.random.Generator(np.random.Philox(key=[seed, 0x57A7])).permutation(count)[:SAMPLED]
+    chosen = generator(seed, 0, SAMPLE).permutation(count)[:SAMPLED]
     return np.sort(chosen)
 
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["HELD_OUT", "Stream", "generator"]
+__all__ = ["EPOCH", "HELD_OUT", "RECONSTRUCT", "REDRAW", "SAMPLE", "SPLIT", "TRAIN", "VERIFY", "Stream", "generator"]
 
-TRAIN, EPOCH, REDRAW, HELD_OUT = range(4)  # what a generator is for
+# what a generator is for; a redraw adds the purpose it redraws for
+TRAIN, EPOCH, REDRAW, HELD_OUT = range(4)
+RECONSTRUCT, SPLIT, SAMPLE, VERIFY = range(8, 12)
 Ints = npt.NDArray[np.int64]
 
 
