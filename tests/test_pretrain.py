@@ -200,19 +200,19 @@ def test_a_resumed_run_takes_no_new_settings(photographs, tmp_path, small, monke
 def test_files_that_vanish_while_training_are_quarantined_and_replaced(photographs, tmp_path, small, monkeypatch):
     import maectl.training as module
 
-    made = module._make_folder
+    made, lost = module._make_folder, []
 
-    def sabotage(*arguments):
-        made(*arguments)
-        (photographs / "set0" / "00.png").unlink()
-        (photographs / "set1" / "01.jpg").write_bytes(b"\xff\xd8\xff broken")
+    def sabotage(training, prepared):
+        made(training, prepared)
+        lost.extend(prepared.index[int(row)].files[0] for row in prepared.train[:2])
+        Path(lost[0]).unlink()
+        Path(lost[1]).write_bytes(b"\xff\xd8\xff broken")
 
     monkeypatch.setattr(module, "_make_folder", sabotage)
     result = pretrain(request(photographs, tmp_path / "run", [*small, "data.store=off"], steps=8))
     assert result["rejected"] == 2
     quarantine = (tmp_path / "run" / "quarantine.csv").read_text()
-    assert "set0/00.png" in quarantine
-    assert "set1/01.jpg" in quarantine
+    assert all(str(Path(path).relative_to(photographs)) in quarantine for path in lost)
     assert quarantine.count(",train,") == 2
 
 
