@@ -134,8 +134,10 @@ class Rejects:
     rows: list[tuple[str, str, str, str]] = field(default_factory=list)  # folder, paths, stage, reason
 
     def add(self, folder: str, paths: Sequence[str], stage: str, reason: str) -> None:
-        """Note one source (or would-be source) and why it is not used."""
-        self.rows.append((folder, ";".join(paths), stage, reason))
+        """Note one source (or would-be source) and why it is not used; once."""
+        row = (folder, ";".join(paths), stage, reason)
+        if stage != "train" or row not in self.rows:  # a resumed run meets it again
+            self.rows.append(row)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -207,7 +207,10 @@ class _Quarantine:
 
     def __call__(self, row: int, reason: str) -> None:
         source = self.index[row]
+        known = len(self.rejects)
         self.rejects.add(source.folder, source.paths, "train", reason)
+        if len(self.rejects) == known:
+            return
         console.warn(f"{source.paths[0]} cannot be read any more ({reason}): quarantined, another takes its place")
         failed = sum(stage == "train" for _, _, stage, _ in self.rejects.rows)
         if failed > self.most * len(self.index):
