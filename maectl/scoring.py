@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from maectl.bootstrap import MIN_GROUPS, Metric, bootstrap_interval, paired_difference
+from maectl.bootstrap import mean as mean_of
 from maectl.errors import DataError, UsageError
 from maectl.labels import Ints, Labels, Mask, Targets, split
 from maectl.solvers import classes_of, knn_path, linear_path, one_hot
@@ -19,28 +21,23 @@ from maectl.solvers import classes_of, knn_path, linear_path, one_hot
 __all__ = [
     "Evaluation",
     "average",
-    "bootstrap_interval",
     "evaluate",
     "headline",
     "knn",
     "linear",
     "majority",
     "metrics",
-    "paired_difference",
     "pick",
     "verdict",
 ]
 
 Array = npt.NDArray[Any]
-Metric = Callable[[Array], Array]  # weights of the test items [B, M] -> the metric under each row [B]
 Method = Callable[[Array, Targets, Array, Sequence[float], int], Iterator[Array]]
 
 STRENGTHS = tuple(float(c) for c in np.logspace(-4, 2, 13))  # C: penalty |W|²/2 beside C times the summed loss
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 HEADS = ("accuracy", "balanced_accuracy", "f1_macro", "auroc")
 HELD_OUT = 0.25  # of the training part
-MIN_GROUPS = 10  # below, a bootstrap over groups says nothing
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ def average(evaluations: Sequence[Evaluation], labels: Labels, seed: int) -> dic
     """The mean of every metric over several evaluations (random twins), with the interval of that mean."""
     each = [evaluation.metrics for evaluation in evaluations]
     mean = {name: None if each[0][name] is None else float(np.mean([m[name] for m in each])) for name in HEADS}
-    metric = _mean([headline(labels.targets[~labels.train], e.probabilities) for e in evaluations])
+    metric = mean_of([headline(labels.targets[~labels.train], e.probabilities) for e in evaluations])
     told = {name: each[0][name] for name in ("headline", "auroc_reason")}
     return mean | told | _interval(metric, labels, seed) | {"seeds": len(each)}
 
@@ -191,38 +188,6 @@ def headline(truth: Targets, probabilities: Array) -> Metric:
         return np.asarray(np.divide(total, defined, out=np.full(len(weights), np.nan), where=defined > 0))
 
     return mean_auroc
-
-
-def bootstrap_interval(metric: Metric, groups: Ints, seed: int, n: int = RESAMPLES) -> tuple[float, float] | None:
-    """The 2.5 and 97.5 percentiles of a metric when whole groups of the test part (groups [M]) are redrawn.
-
-    None with fewer than ten groups, or where the metric is undefined (cluster bootstrap, percentile
-    interval: Efron and Tibshirani 1993, chapters 8 and 13).
-    """
-    numbers, place = np.unique(groups, return_inverse=True)
-    if len(numbers) < MIN_GROUPS:
-        return None
-    rng = np.random.default_rng(seed)
-    values, step = [], max(1, 4_000_000 // len(groups))  # resamples at once: 32 MB of weights
-    for start in range(0, n, step):
-        draws = rng.multinomial(len(numbers), np.full(len(numbers), 1 / len(numbers)), min(step, n - start))
-        values.append(metric(draws[:, place].astype(np.float64)))
-    known = np.concatenate(values)
-    known = known[np.isfinite(known)]
-    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
-    return (float(low), float(high)) if len(known) else None
-
-
-def paired_difference(
-    metric: Metric, baselines: Sequence[Metric], groups: Ints, seed: int, n: int = RESAMPLES
-) -> tuple[float, tuple[float, float] | None]:
-    """``metric`` minus the mean of the baselines', and the interval of that on common resamples."""
-    other = _mean(baselines)
-
-    def difference(weights: Array) -> Array:
-        return metric(weights) - other(weights)
-
-    return float(difference(np.ones((1, len(groups))))[0]), bootstrap_interval(difference, groups, seed, n)
 
 
 def verdict(
@@ -280,10 +245,6 @@ def _no_interval(labels: Labels) -> str:
     truth = labels.targets[test]
     mixed = truth.ndim == 1 or (truth.any(axis=0) & ~truth.all(axis=0)).any()
     return "" if mixed else "no label is both present and absent in the test part"
-
-
-def _mean(every: Sequence[Metric]) -> Metric:
-    return lambda weights: np.asarray(sum(metric(weights) for metric in every) / len(every))
 
 
 def _mean_auroc(

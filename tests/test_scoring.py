@@ -8,7 +8,7 @@ import pytest
 from sklearn import metrics as oracle
 from sklearn.linear_model import LogisticRegression
 
-from maectl import scoring, solvers
+from maectl import bootstrap, scoring, solvers
 from maectl.errors import DataError, UsageError
 from maectl.labels import Labels
 
@@ -227,14 +227,14 @@ def test_the_interval_is_that_of_redrawing_whole_groups(each: int) -> None:
     groups = np.arange(200) // each
     truth = np.zeros(200, np.int64)
     p = np.eye(2)[(rng.random(200 // each) < 0.3).astype(int)[groups]]
-    found = scoring.bootstrap_interval(scoring.headline(truth, p), groups, seed=1)
+    found = bootstrap.bootstrap_interval(scoring.headline(truth, p), groups, seed=1)
     means = []
     for _ in range(1000):
         drawn = rng.integers(0, 200 // each, 200 // each)
         items = np.concatenate([np.flatnonzero(groups == g) for g in drawn])
         means.append((p[items].argmax(axis=1) == 0).mean())
     assert found == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.03)  # steps of a group: 0.025
-    alone = scoring.bootstrap_interval(scoring.headline(truth, p), np.arange(200), seed=1)
+    alone = bootstrap.bootstrap_interval(scoring.headline(truth, p), np.arange(200), seed=1)
     assert found is not None
     assert alone is not None
     wider = (found[1] - found[0]) / (alone[1] - alone[0])
@@ -246,7 +246,7 @@ def test_an_interval_covers_the_truth_about_95_times_in_100() -> None:
     covered = 0
     for trial in range(200):
         wrong = (rng.random(150) < 0.3).astype(int)
-        interval = scoring.bootstrap_interval(
+        interval = bootstrap.bootstrap_interval(
             scoring.headline(np.zeros(150, np.int64), np.eye(2)[wrong]), np.arange(150), trial, n=500
         )
         assert interval is not None
@@ -263,7 +263,7 @@ def test_resamples_in_several_chunks_are_the_same_resamples() -> None:
         calls.append(len(weights))
         return np.asarray(metric(weights))
 
-    low, high = scoring.bootstrap_interval(counted, groups, seed=0) or (0, 0)
+    low, high = bootstrap.bootstrap_interval(counted, groups, seed=0) or (0, 0)
     assert sum(calls) == 2000
     assert len(calls) == 2
     assert high - low == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 3000), rel=0.1)
@@ -274,14 +274,14 @@ def test_a_paired_difference_is_narrower_than_its_parts() -> None:
     truth, hard = np.zeros(300, np.int64), rng.random(300) < 0.4
     worse = hard | (rng.random(300) < 0.1)
     mine, theirs = (scoring.headline(truth, np.eye(2)[wrong.astype(int)]) for wrong in (hard, worse))
-    difference, interval = scoring.paired_difference(mine, [theirs], np.arange(300), seed=0)
-    alone = scoring.bootstrap_interval(mine, np.arange(300), seed=0)
+    difference, interval = bootstrap.paired_difference(mine, [theirs], np.arange(300), seed=0)
+    alone = bootstrap.bootstrap_interval(mine, np.arange(300), seed=0)
     assert interval is not None
     assert alone is not None
     assert difference == pytest.approx(worse.mean() - hard.mean())
     assert 0 < interval[0] < difference < interval[1]
     assert interval[1] - interval[0] < 0.7 * (alone[1] - alone[0])
-    mixed, _ = scoring.paired_difference(mine, [theirs, mine], np.arange(300), seed=0)
+    mixed, _ = bootstrap.paired_difference(mine, [theirs, mine], np.arange(300), seed=0)
     assert mixed == pytest.approx(difference / 2)
 
 
