@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from maectl import console, recipe, registry
 from maectl.adapter import Adapter
 from maectl.errors import DataError, Unreadable, UsageError
 from maectl.index import Index, Rejects, held_out
 from maectl.recipe import Recipe
-from maectl.scan import scan
+from maectl.scan import Scan, scan
 from maectl.stats import Normalizer, Statistics, gather, sample_rows
 from maectl.store import Reader, Store, build, default_folder, in_order, raw_bytes
 from maectl.stream import VERIFY, generator
@@ -28,6 +29,7 @@ VERIFIED = 2000  # sources decoded before step 1 where all would cost too much
 OFTEN = 50  # views a source: from here on one more decode is under 2 % of the reading
 STORE_SHARE = 0.25  # of the free disk an automatic store may take
 STORE_MOST = 64 << 30  # bytes
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Prepared:
     reader: Reader
     statistics: Statistics
     normalizer: Normalizer
-    train: "np.ndarray[Any, np.dtype[np.int64]]"  # rows
-    held: "np.ndarray[Any, np.dtype[np.int64]]"  # rows
+    train: Ints  # rows
+    held: Ints  # rows
     rejects: Rejects
     foreign: int
 
@@ -84,7 +86,7 @@ def scan_with_recipe(
     overrides: Sequence[str],
     work: Path,
     workers: int = 0,
-) -> tuple[Recipe, Any]:
+) -> tuple[Recipe, Scan]:
     """The recipe (chosen from what the scan finds where none is named), resolved, and the scan."""
     given = recipe.load(name, overrides)[0]
     kind = _adapter(folders, adapter or given.data.adapter)
@@ -94,7 +96,7 @@ def scan_with_recipe(
         console.say(f"recipe: {name} ({recipe.named(name)}); --recipe decides otherwise")
         chosen = recipe.load(name, overrides)[0]
         if _sees(chosen) != _sees(given):
-            found = _scan(folders, kind, chosen, work / "index.arrow", workers)
+            found = _scan(folders, kind, chosen, work / "again.arrow", workers)  # the first is still mapped
         given = chosen
     for note in found.notes:
         console.say(note)
@@ -159,7 +161,7 @@ def _sees(given: Recipe) -> tuple[Any, ...]:
     return data.channels, data.options, data.include, data.exclude, data.group
 
 
-def _scan(folders: Sequence[str | Path], kind: type[Adapter], given: Recipe, path: Path, workers: int) -> Any:
+def _scan(folders: Sequence[str | Path], kind: type[Adapter], given: Recipe, path: Path, workers: int) -> Scan:
     with console.task("scanning") as advance:
         return scan(folders, kind, given.data, path, workers=workers, progress=lambda files: advance(files, None))
 
@@ -256,9 +258,7 @@ def _verify(index: Index, adapter: Adapter, chosen: Recipe, views: float, worker
     return found
 
 
-def _without(
-    index: Index, rows: "np.ndarray[Any, np.dtype[Any]]", reasons: Sequence[str], rejects: Rejects, path: Path
-) -> Index:
+def _without(index: Index, rows: npt.NDArray[Any], reasons: Sequence[str], rejects: Rejects, path: Path) -> Index:
     """The index less some rows, which become rejects."""
     for row, reason in zip(rows, reasons, strict=True):
         source = index[int(row)]
