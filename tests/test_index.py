@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -305,3 +306,23 @@ def test_files_can_be_restricted_to_some_paths(tmp_path):
     files = Files(tmp_path / "data", only=["a.png", "gone.png"], exclude=["g*"])
     assert list(files) == ["a.png"]
     assert files.seen == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are a matter of POSIX here")
+def test_a_folder_that_may_not_be_read_is_named_in_one_line():
+    with tempfile.TemporaryDirectory() as work:
+        closed = Path(work) / "closed"
+        closed.mkdir(mode=0o000)
+        Path(work).chmod(0o755)
+        root = os.geteuid() == 0
+        if root:  # whom permissions do not stop
+            os.seteuid(65534)
+        try:
+            with pytest.raises(
+                DataError, match=r"closed/? cannot be read \(Permission denied\): check its permissions"
+            ):
+                list(Files(closed))
+        finally:
+            if root:
+                os.seteuid(0)
+            closed.chmod(0o700)
