@@ -12,7 +12,7 @@ Shapes: C channels; S the spatial shape, (H, W) for images and (D, H, W) for vol
 import fnmatch
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -52,6 +52,11 @@ class Source:
     group     what must not straddle a split (patient, scene); opaque, kept in memory only.
               "" means the source is a group of its own
     folder    the folder that ``paths`` are relative to
+    facts     what inspect counts, a phrase each ("transfer syntax: RLE Lossless"); not kept in the index
+    notes     defects a user should know of, a phrase each ("a gap of 2 slices: split there"); counted and told
+              by a scan, not kept in the index
+
+    Several sources may share a file (the time points of a series); a scan yields them one after another.
     """
 
     paths: tuple[str, ...]
@@ -64,6 +69,8 @@ class Source:
     key: str = ""
     group: str = ""
     folder: str = ""
+    facts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -187,6 +194,10 @@ class Adapter(BaseModel, ABC):
 
     name: ClassVar[str]
     formats: ClassVar[Formats]
+    length: ClassVar[str] = "mm"
+    """What `Source.spacing` is in: mm or m."""
+    private: ClassVar[bool] = False
+    """Whether file and folder names may identify people: what is exported then gets numbers for names."""
 
     channels: Channels = "auto"
     """What the model sees. "auto" keeps every source's own channels; after a scan the core picks the
@@ -200,6 +211,13 @@ class Adapter(BaseModel, ABC):
         ``head`` is the file's first 4096 bytes. The core sniffs a sample of a folder to choose an adapter.
         """
         return int(cls.formats.match(path, head))
+
+    def suggest(self, facts: Mapping[str, int]) -> str | None:
+        """The name of the shipped recipe that fits what a scan found, or None where size alone decides.
+
+        ``facts`` says of how many sources each of their `Source.facts` is true.
+        """
+        return None
 
     @abstractmethod
     def scan(self, files: Files) -> Iterator[Source | Reject]:
@@ -216,6 +234,14 @@ class Adapter(BaseModel, ABC):
         With ``shape`` it may return fewer pixels than the window has (an overview, a scaled decode), never
         fewer than ``shape``, with validity reduced by minimum. Raises `maectl.errors.Unreadable`.
         """
+
+    def place(self, source: Source, axis: int, number: int, *, member: bool = False) -> int | None:
+        """Where slice ``number`` of a volume, counted as its files have them, lies along an axis of ``shape``.
+
+        With ``member`` it is the slice in file ``number`` of ``paths``; None where a file is no slice along that
+        axis. An adapter that turns volumes overrides this.
+        """
+        return number if not member or len(source.paths) == source.shape[1 + axis] else None
 
     @abstractmethod
     def write(

@@ -46,6 +46,8 @@ class Config(BaseModel):
     axis: str | None = None
     crop: str = "image"  # data.crop: at which scale images are seen
     spacing: tuple[float, ...] | None = None  # of most sources, mm or m a pixel
+    patch: tuple[float, ...] | None = None  # what a patch spans of the median source, in `length`
+    length: str = "mm"  # mm or m
     weights_licence: str | None = None  # of the weights training started from; None: from scratch
     version: str = __version__
 

@@ -145,19 +145,28 @@ def probe(
     pool: Annotated[
         str | None, typer.Option(metavar="cls|mean", help="Which feature; else picked on the training part.")
     ] = None,
+    per: Annotated[
+        str, typer.Option(metavar="image|patient", help="What is labelled: images, or patients (features pooled).")
+    ] = "image",
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the result there.")] = None,
     workers: Workers = 0,
     as_json: AsJson = False,
 ) -> None:
     """Is that encoder any good? Linear evaluation beside honest baselines."""
-    for name, value, allowed in (("--method", method, ("linear", "knn")), ("--pool", pool, (None, "cls", "mean"))):
+    for name, value, allowed in (
+        ("--method", method, ("linear", "knn")),
+        ("--pool", pool, (None, "cls", "mean")),
+        ("--per", per, ("image", "patient")),
+    ):
         if value not in allowed:
             raise UsageError(f"{name} {value}: choose {' or '.join(filter(None, allowed))}")
     from maectl.probe import probe as evaluate
     from maectl.probe import report
 
-    result = evaluate(run, folder, labels=labels, method=method, pool=pool, seed=seed, workers=workers, out=out)
+    result = evaluate(
+        run, folder, labels=labels, method=method, pool=pool, seed=seed, workers=workers, out=out, per=per
+    )
     _print(result) if as_json else print(report(result))
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from maectl.adapter import Pixels
+from maectl.adapter import Pixels, Source
 from maectl.errors import TrainingError, Unreadable
+from maectl.planes import along_each, flat, rest, slab
 from maectl.resize import resize
-from maectl.stats import Normalizer, moments
+from maectl.stats import Normalizer
 from maectl.store import Reader
 from maectl.stream import REDRAW, TRAIN, Stream, generator
 from maectl.windows import Crop, Draws, crop_pixels, draw, place
@@ -27,6 +28,8 @@ __all__ = ["Batch", "Loader", "Views", "normalise"]
 
 REDRAWS = 10  # windows, or other sources, tried in place of one that cannot be used
 AHEAD = 2  # batches prepared before they are asked for
+ENOUGH = 2.0 - 1e-9  # what `Views._worth` gives a crop that need not be drawn again
+LOOKED_AT = 10_000  # pixels that tell a crop's contrast
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -58,7 +61,10 @@ def normalise(batch: Batch, normalizer: Normalizer, device: torch.device) -> tup
 class Views:
     """How rows become crops of the model's size; shared by all threads.
 
-    ``rejected`` is called once with the row and the reason of each source that turns out unreadable.
+    A 2-D model sees volumes in slices along ``axis`` (`planes.along_each`), any with the same chance. Crops with
+    too few valid pixels, or flatter than ``min_contrast`` of the deviation that normalises them (air, empty
+    slices), are drawn again. ``rejected`` is called once with the row and the reason of each source that turns
+    out unreadable.
     """
 
     reader: Reader
@@ -68,6 +74,8 @@ class Views:
     min_valid: float
     patches: int  # L
     seed: int
+    min_contrast: float = 0.0
+    axis: str | None = None  # data.axis
     rejected: Callable[[int, str], None] = lambda row, reason: None
     _dead: set[int] = field(default_factory=set)
     _moments: dict[int, tuple[Floats, Floats]] = field(default_factory=dict)
@@ -75,21 +83,35 @@ class Views:
     def __post_init__(self) -> None:
         index = self.reader.index
         self._shapes = index.shapes
+        self._along = along_each(index, len(self.crop.size), self.axis)
+        self.slices = bool((self._along >= 0).any())
         self._lock = threading.Lock()
         bytes_only = all(source.dtype == "uint8" for source, _ in index.kinds)
         self.dtype = torch.uint8 if bytes_only else torch.float32
 
     def per_epoch(self, rows: Ints) -> Ints | None:
-        """int64 [N] how often an epoch shows each row: once, or as often as windows fit its area."""
-        if self.window == "image":
+        """int64 [N] how often an epoch shows each row: its slices, each as often as windows fit its area.
+
+        None where every row is shown once.
+        """
+        if self.window == "image" and not self.slices:
             return None
-        counts = np.ones(len(rows), np.int64)
-        for number, row in enumerate(rows):
-            source = self.reader.index[int(row)]
-            window = crop_pixels(self.window, self.crop.size, source.spacing)
-            assert window is not None
-            counts[number] = max(1, round(np.prod(source.shape[1:]) / np.prod(window)))
-        return counts
+        shapes = self._shapes[rows, 1:].astype(np.int64)
+        spacings = self.reader.index.spacings(shapes.shape[1])[rows]
+        alike = np.column_stack((shapes, np.nan_to_num(spacings, nan=-1.0), self._along[rows]))
+        _, first, kind = np.unique(alike, axis=0, return_index=True, return_inverse=True)
+        counts = [self._views(self.reader.index[int(rows[place])], int(self._along[rows[place]])) for place in first]
+        return np.array(counts, np.int64)[kind.ravel()]
+
+    def _views(self, source: Source, axis: int) -> int:
+        extent, slices = rest(source.shape[1:], axis), source.shape[1 + axis] if axis >= 0 else 1
+        window = self._window(source.spacing, axis)
+        return slices * (1 if window is None else max(1, round(np.prod(extent) / np.prod(window))))
+
+    def _window(self, spacing: tuple[float, ...] | None, axis: int) -> tuple[float, ...] | None:
+        """``data.crop`` in pixels of what the model sees of a source of that spacing."""
+        seen = None if spacing is None else tuple(np.delete(spacing, axis)) if axis >= 0 else spacing
+        return crop_pixels(self.window, self.crop.size, seen)
 
     def allocate(self, rows: Ints, candidates: Ints, generated: np.random.Generator, pin: bool) -> "_Pending":
         """An empty batch for some rows, with all its chance drawn: crops, flips, then mask noise.
@@ -97,7 +119,7 @@ class Views:
         ``candidates`` are the rows that may stand in for one that cannot be read.
         """
         count, channels = len(rows), int(self._shapes[0, 0])
-        draws = draw(generated, count, len(self.crop.size))
+        draws = draw(generated, count, len(self.crop.size), slices=self.slices)
         noise = torch.from_numpy(generated.random((count, self.patches), dtype=np.float32))
         own = count if self.normalizer.image else 1
         return _Pending(
@@ -135,7 +157,7 @@ class Views:
         for attempt in range(REDRAWS):
             if attempt:
                 again = generator(self.seed, step, REDRAW + purpose, item, attempt)
-                draws, at = draw(again, 1, len(self.crop.size)), 0
+                draws, at = draw(again, 1, len(self.crop.size), slices=self.slices), 0
             try:
                 pixels, flips = self._read(row, draws, at)
             except Unreadable as error:
@@ -143,10 +165,10 @@ class Views:
                 other = generator(self.seed, step, REDRAW + purpose, item, REDRAWS + attempt)
                 row = int(other.choice(pending.candidates))
                 continue
-            share = 1.0 if pixels.valid is None else float(pixels.valid.mean())
-            if share > best:
-                found, best = (row, pixels, flips), share
-            if share >= self.min_valid:
+            worth = self._worth(pixels, row)
+            if worth > best:
+                found, best = (row, pixels, flips), worth
+            if worth >= ENOUGH:
                 break
         if found is None:
             raise TrainingError(f"{REDRAWS} sources in a row cannot be read: is the folder still there?")
@@ -155,13 +177,28 @@ class Views:
     def _read(self, row: int, draws: Draws, item: int) -> tuple[Pixels, tuple[int, ...]]:
         if row in self._dead:
             raise Unreadable("known to be unreadable")
-        crop = self.crop
+        crop, axis, extent = self.crop, int(self._along[row]), self._shapes[row, 1:]
         if self.window != "image":
-            spacing = self.reader.index[row].spacing
-            crop = Crop(crop.size, crop.scale, crop.ratio, crop.flips, crop_pixels(self.window, crop.size, spacing))
+            crop = replace(crop, window=self._window(self.reader.index[row].spacing, axis))
         self._constants(row)  # looked up again once it is known that the row can be read
-        window, flips = place(crop, draws, item, tuple(int(side) for side in self._shapes[row, 1:]))
-        return self.reader.read(row, window), flips
+        window, flips = place(crop, draws, item, rest(extent, axis))
+        window = slab(axis, int(draws.depths[item] * extent[axis]), window)
+        return flat(self.reader.read(row, window), axis), flips
+
+    def _worth(self, pixels: Pixels, row: int) -> float:
+        """2 for a crop with enough that is valid and enough contrast, else less: the better one has more."""
+        share = 1.0 if pixels.valid is None else float(pixels.valid.mean())
+        worth = min(1.0, share / self.min_valid) if self.min_valid else 1.0
+        if not self.min_contrast:
+            return worth + 1
+        values = (
+            pixels.values.reshape(len(pixels.values), -1) if pixels.valid is None else pixels.values[:, pixels.valid]
+        )
+        values = values[:, :: max(1, values.shape[1] // LOOKED_AT)].astype(np.float32)
+        if self.normalizer.clip is not None:
+            values = np.clip(values, *(np.array(side, np.float32)[:, None] for side in self.normalizer.clip))
+        contrast = float((values.std(axis=1) / self._constants(row)[1]).max()) if values.shape[1] else 0.0
+        return worth + min(1.0, contrast / self.min_contrast)
 
     def _bury(self, row: int, reason: str) -> None:
         with self._lock:
@@ -173,11 +210,9 @@ class Views:
     def _constants(self, row: int) -> tuple[Floats, Floats]:
         """Mean and deviation [C] that normalise a source."""
         if not self.normalizer.image:
-            return np.array(self.normalizer.mean), np.array(self.normalizer.std)
+            return self.normalizer.constants(lambda: self.reader.read(row))
         if row not in self._moments:
-            clip = self.normalizer.clip
-            limits = None if clip is None else (clip[0][0], clip[1][0])
-            self._moments[row] = moments(self.reader.read(row), limits)
+            self._moments[row] = self.normalizer.constants(lambda: self.reader.read(row))
         return self._moments[row]
 
 

@@ -1,38 +1,61 @@
-"""Images to frozen features: the whole image, once, through the encoder with nothing removed.
+"""Images to frozen features: through the encoder with nothing removed, at the scale of training, pooled an item.
 
-Shapes: N images, C channels, S the model's spatial size, D the encoder's width.
+An item is what a label speaks of: an image, a volume, a slice of one, or all images of a patient. It is seen in
+one view or in several, and its features are the mean of theirs: a volume in slices (2-D model) or crops (3-D
+model), an image in windows where training drew windows (``data.crop``), else the whole image, once.
+
+N items, V views, C channels, S the model's spatial size, D the encoder's width.
 """
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice, product
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from maectl import device
-from maectl.adapter import Pixels
+from maectl.adapter import Pixels, Source, Window
 from maectl.checkpoint import Config
 from maectl.dataset import Batch, normalise
 from maectl.errors import Unreadable
 from maectl.mae import MaskedAutoencoder
+from maectl.planes import along, flat, rest, slab
 from maectl.resize import resize
-from maectl.stats import moments
 from maectl.store import Reader, in_order
+from maectl.windows import cover, crop_pixels
 
-__all__ = ["Whole", "central", "features", "image_statistics", "load_whole", "thumbnails"]
+__all__ = ["Features", "Members", "Whole", "central", "extract", "features", "image_statistics", "looks", "thumbnails"]
 
 BATCH = 128
+SLICES = 32  # of a volume that are looked at, evenly spread
+CROPS = 4  # windows an axis that are looked at
+WHOLE = 1 << 30  # pixels up to which a source looked at several times is decoded whole, once
 Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
 Advance = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
-class Whole:
-    """Images at the model's size, still in their unit: what every feature is computed from.
+class Members:
+    """What N items consist of: pairs of a row of the index and a slice (-1: the whole source).
 
-    images [N, C, *S] uint8 or float32; valid bool [N, *S] or None; mean and std [N or 1, C]
+    rows, places, owners  int64 [M]: member m is of item ``owners[m]``
+    """
+
+    rows: Ints
+    places: Ints
+    owners: Ints
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Views at the model's size, still in their unit: what every feature is computed from.
+
+    images [V, C, *S] uint8 or float32; valid bool [V, *S] or None; mean and std [V or 1, C]
     """
 
     images: npt.NDArray[np.generic]
@@ -40,20 +63,32 @@ class Whole:
     mean: Floats
     std: Floats
 
-    def batches(self) -> Iterator[Batch]:
-        """In batches the loader's consumers understand (no mask noise)."""
-        own = len(self.mean) > 1
-        for first in range(0, len(self.images), BATCH):
-            part = slice(first, first + BATCH)
-            valid = None if self.valid is None or self.valid[part].all() else torch.from_numpy(self.valid[part])
-            yield Batch(
-                images=torch.from_numpy(self.images[part]),
-                valid=valid,
-                noise=torch.empty(0),
-                mean=torch.from_numpy(self.mean[part] if own else self.mean),
-                std=torch.from_numpy(self.std[part] if own else self.std),
-                rows=np.empty(0, np.int64),
-            )
+    def batch(self) -> Batch:
+        """As the loader's consumers understand it (no mask noise)."""
+        return Batch(
+            images=torch.from_numpy(self.images),
+            valid=None if self.valid is None else torch.from_numpy(self.valid),
+            noise=torch.empty(0),
+            mean=torch.from_numpy(self.mean),
+            std=torch.from_numpy(self.std),
+            rows=np.empty(0, np.int64),
+        )
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of the items that could be read.
+
+    items     int64 [K], which of the N items they are
+    values    by name, then by pool, float32 [K, D]
+    hashes    bytes [K] of what was seen of each
+    unread    (member's place, reason) of what could not be read: its item is left out
+    """
+
+    items: Ints
+    values: dict[str, dict[str, Floats]]
+    hashes: npt.NDArray[np.bytes_]
+    unread: list[tuple[int, str]]
 
 
 def central(extent: tuple[int, ...], size: tuple[int, ...]) -> tuple[slice, ...]:
@@ -63,73 +98,161 @@ def central(extent: tuple[int, ...], size: tuple[int, ...]) -> tuple[slice, ...]
     return tuple(slice((e - side) // 2, (e - side) // 2 + side) for e, side in zip(extent, sides, strict=True))
 
 
-def load_whole(
-    reader: Reader, config: Config, rows: npt.NDArray[np.int64], workers: int, advance: Advance
-) -> tuple[Whole, list[tuple[int, str]]]:
-    """The central window of every row's image, resized to the model's size.
-
-    Also (place in ``rows``, reason) of those that cannot be read; `Whole` is without them.
-    """
+def looks(source: Source, config: Config, place: int = -1) -> tuple[int, list[Window]]:
+    """The axis that is sliced (-1: none), and the windows of a source (or of one slice) that its features see."""
     size = tuple(int(side) for side in config.model["image_size"])
-    normalizer = config.normalizer
-    mean = np.array(normalizer.mean)
+    axis = along(source, len(size), config.axis)
+    extent = rest(source.shape[1:], axis)
+    spacing = source.spacing if source.spacing is None or axis < 0 else tuple(np.delete(source.spacing, axis))
+    window = crop_pixels(config.crop, size, spacing)
+    if window is None:
+        planes: list[Window] = [central(extent, size)]
+    else:
+        sides = [max(1, min(e, round(w))) for e, w in zip(extent, window, strict=True)]
+        starts = [_spread(cover(e, side, 0), CROPS) for e, side in zip(extent, sides, strict=True)]
+        planes = [
+            tuple(slice(start, start + side) for start, side in zip(corner, sides, strict=True))
+            for corner in product(*starts)
+        ]
+    if axis < 0:
+        return axis, planes
+    chosen = [place] if place >= 0 else _spread(range(source.shape[1 + axis]), SLICES)
+    return axis, [slab(axis, number, plane) for number in chosen for plane in planes]
 
-    def one(row: int) -> tuple[Pixels, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None] | str:
-        try:
-            pixels = reader.read(int(row))
-        except Unreadable as error:
-            return str(error)
-        clip = None if normalizer.clip is None else (normalizer.clip[0][0], normalizer.clip[1][0])
-        own = moments(pixels, clip) if normalizer.image else None
-        window = central(pixels.values.shape[1:], size)
-        valid = None if pixels.valid is None else pixels.valid[window]
-        cut = Pixels(pixels.values[(slice(None), *window)], valid)
-        return resize(cut, size, mean if own is None else own[0]), own
 
-    kinds = {reader.index.dtype(int(row)) for row in rows}
-    dtype = np.uint8 if kinds == {np.dtype(np.uint8)} else np.float32
-    images = np.empty((len(rows), len(mean), *size), dtype)
-    valid = np.ones((len(rows), *size), np.bool_)
-    constants: list[tuple[Any, Any]] = []
-    bad: list[tuple[int, str]] = []
-    for done, found in enumerate(in_order(one, rows, device.loader_threads(workers))):
-        advance(done + 1, len(rows))
-        if isinstance(found, str):
-            bad.append((done, found))
-            continue
-        pixels, own = found
-        images[done] = pixels.values
-        if pixels.valid is not None:
-            valid[done] = pixels.valid
-        if own is not None:
-            constants.append(own)
-    good = np.setdiff1d(np.arange(len(rows)), [place for place, _ in bad])
-    images, valid = (images, valid) if not bad else (images[good], valid[good])
-    constants = constants or [(normalizer.mean, normalizer.std)]
-    means, stds = (np.array(each, np.float32) for each in zip(*constants, strict=True))
-    return Whole(images, None if valid.all() else valid, means, stds), bad
+def _spread(of: Sequence[int], most: int) -> list[int]:
+    """At most so many of them, evenly apart."""
+    if len(of) <= most:
+        return list(of)
+    return [of[int((number + 0.5) * len(of) / most)] for number in range(most)]
+
+
+@dataclass(frozen=True)
+class _View:
+    member: int
+    pixels: Pixels  # at the model's size
+    mean: npt.NDArray[np.float64]
+    std: npt.NDArray[np.float64]
+
+
+def _views(reader: Reader, config: Config, rows: Ints, places: Ints, members: Sequence[int]) -> list[_View] | str:
+    """Every view of some members, all of one row; or why it cannot be read."""
+    row, size = int(rows[members[0]]), tuple(int(side) for side in config.model["image_size"])
+    source = reader.index[row]
+    wanted = [(member, *looks(source, config, int(places[member]))) for member in members]
+    count = sum(len(windows) for _, _, windows in wanted)
+    whole: Pixels | None = None
+    try:
+        if config.normalizer.image or (count > 1 and np.prod(source.shape) <= WHOLE):
+            whole = reader.read(row)
+        mean, std = config.normalizer.constants(lambda: reader.read(row) if whole is None else whole)
+        views = []
+        for member, axis, windows in wanted:
+            for window in windows:
+                cut = reader.read(row, window) if whole is None else _cut(whole, window)
+                views.append(_View(member, resize(flat(cut, axis), size, mean), mean, std))
+    except Unreadable as error:
+        return str(error)
+    return views
+
+
+def _cut(whole: Pixels, window: Window) -> Pixels:
+    valid = None if whole.valid is None else whole.valid[window]
+    return Pixels(whole.values[(slice(None), *window)], None if valid is None or valid.all() else valid)
+
+
+def extract(
+    reader: Reader,
+    config: Config,
+    members: Members,
+    models: Mapping[str, MaskedAutoencoder],
+    where: torch.device,
+    workers: int,
+    advance: Advance,
+) -> Features:
+    """Features of every item by every model, and ``image_stats`` and ``thumbnails`` of the same views.
+
+    Views are made and used a batch at a time, so memory does not grow with the number of images.
+    """
+    count = int(members.owners.max()) + 1
+    by_row: dict[int, list[int]] = defaultdict(list)
+    for member, row in enumerate(members.rows):
+        by_row[int(row)].append(member)
+    sums: dict[tuple[str, str], npt.NDArray[np.float64]] = {}
+    seen, digests = np.zeros(count), [hashlib.blake2b(digest_size=8) for _ in range(count)]
+    unread: list[tuple[int, str]] = []
+    for model in models.values():
+        model.to(where).eval()
+    for views in _batched(reader, config, members, list(by_row.values()), workers, advance, unread):
+        owners = members.owners[[view.member for view in views]]
+        whole = _stacked(views, config)
+        values = {
+            ("image_stats", "stats"): image_statistics(whole),
+            ("thumbnails", "thumbnails"): thumbnails(whole, config),
+        }
+        for name, model in models.items():
+            values |= {(name, pool): each for pool, each in features(model, config, whole, where).items()}
+        for key, each in values.items():
+            np.add.at(sums.setdefault(key, np.zeros((count, each.shape[1]))), owners, each)
+        np.add.at(seen, owners, 1)
+        for owner, image in zip(owners, whole.images, strict=True):
+            digests[owner].update(np.ascontiguousarray(image).data)
+    lost = np.unique(members.owners[[member for member, _ in unread]]) if unread else np.empty(0, int)
+    items = np.setdiff1d(np.arange(count), lost)
+    found: dict[str, dict[str, Floats]] = defaultdict(dict)
+    for (name, pool), total in sums.items():
+        found[name][pool] = (total[items] / seen[items, None]).astype(np.float32)
+    return Features(items, dict(found), np.array([digests[item].digest() for item in items]), unread)
+
+
+def _batched(
+    reader: Reader,
+    config: Config,
+    members: Members,
+    sources: list[list[int]],
+    workers: int,
+    advance: Advance,
+    unread: list[tuple[int, str]],
+) -> Iterator[list[_View]]:
+    """Views, up to 128 at a time; members that cannot be read go to ``unread``."""
+
+    def read(chosen: list[int]) -> tuple[list[int], list[_View] | str]:
+        return chosen, _views(reader, config, members.rows, members.places, chosen)
+
+    waiting: list[_View] = []
+    for done, (chosen, views) in enumerate(in_order(read, sources, device.loader_threads(workers)), 1):
+        if isinstance(views, str):
+            unread += [(member, views) for member in chosen]
+        else:
+            waiting += views
+        while len(waiting) >= BATCH or (waiting and done == len(sources)):
+            yield list(islice(waiting, BATCH))
+            del waiting[:BATCH]
+        advance(done, len(sources))
+
+
+def _stacked(views: Sequence[_View], config: Config) -> Whole:
+    valid = None
+    if any(view.pixels.valid is not None for view in views):
+        everywhere = np.ones(views[0].pixels.values.shape[1:], np.bool_)
+        valid = np.stack([everywhere if view.pixels.valid is None else view.pixels.valid for view in views])
+    mean = np.array([view.mean for view in views], np.float32)
+    std = np.array([view.std for view in views], np.float32)
+    return Whole(np.stack([view.pixels.values for view in views]), valid, mean, std)
 
 
 @torch.inference_mode()
-def features(
-    model: MaskedAutoencoder, config: Config, whole: Whole, where: torch.device, advance: Advance
-) -> dict[str, Floats]:
-    """Frozen features of every image: ``cls`` [N, D], the class token, and ``mean`` [N, D], of the patch tokens.
+def features(model: MaskedAutoencoder, config: Config, whole: Whole, where: torch.device) -> dict[str, Floats]:
+    """Frozen features of every view: ``cls`` [V, D], the class token, and ``mean`` [V, D], of the patch tokens.
 
     Computed in float32, whatever the training's precision, so that they do not depend on the machine's.
     """
-    model = model.to(where).eval()
-    cls, mean = [], []
-    for batch in whole.batches():
-        tokens = model.encode(*normalise(batch, config.normalizer, where))  # [B, 1 + L, D]
-        cls.append(tokens[:, 0].cpu().numpy())
-        mean.append(tokens[:, 1:].mean(dim=1).cpu().numpy())
-        advance(BATCH * len(cls), len(whole.images))
-    return {"cls": np.concatenate(cls), "mean": np.concatenate(mean)}
+    tokens = model.encode(*normalise(whole.batch(), config.normalizer, where))  # [V, 1 + L, D]
+    return {"cls": tokens[:, 0].cpu().numpy(), "mean": tokens[:, 1:].mean(dim=1).cpu().numpy()}
 
 
 def image_statistics(whole: Whole) -> Floats:
-    """float32 [N, 4C]: mean, deviation, minimum and maximum a channel over the valid pixels."""
+    """float32 [V, 4C]: mean, deviation, minimum and maximum a channel over the valid pixels."""
     out = []
     for number, image in enumerate(whole.images):
         flat = image.reshape(len(image), -1) if whole.valid is None else image[:, whole.valid[number]]
@@ -138,8 +261,9 @@ def image_statistics(whole: Whole) -> Floats:
     return np.array(out, np.float32)
 
 
-def thumbnails(whole: Whole, config: Config, side: int = 16) -> Floats:
-    """float32 [N, C·side²]: each image shrunk to ``side`` a side, its values in order."""
+def thumbnails(whole: Whole, config: Config) -> Floats:
+    """float32 [V, C·256] (or C·512 in 3-D): each view shrunk to 16 (8) a side, its values in order."""
+    side = 16 if whole.images.ndim == 4 else 8
     size = tuple(min(side, extent) for extent in whole.images.shape[2:])
     fill = np.array(config.normalizer.mean)
     small = [resize(Pixels(image.astype(np.float32)), size, fill).values.ravel() for image in whole.images]

@@ -97,6 +97,25 @@ class Index:
         each: Ints = sizes[self._column("kind")]
         return each
 
+    @property
+    def kind_numbers(self) -> Ints:
+        """[N] which of the kinds in `axes` every row is of."""
+        numbers: Ints = self._column("kind").astype(np.int64)
+        return numbers
+
+    @property
+    def axes(self) -> list[tuple[str, ...]]:
+        """The axis names of every kind."""
+        return [tuple(kind["axes"]) for kind in self._kinds]
+
+    def spacings(self, axes: int) -> npt.NDArray[np.float64]:
+        """float64 [N, axes] mm or m a pixel, NaN where unknown."""
+        column = self._table.column("spacing").combine_chunks()
+        known = np.asarray(column.is_valid())
+        spacings = np.full((len(self), axes), np.nan)
+        spacings[known] = np.asarray(column.drop_null().flatten()).reshape(-1, axes)
+        return spacings
+
     def dtype(self, row: int) -> np.dtype[Any]:
         """The dtype of one row."""
         name: str = self._kinds[self._table.column("kind")[row].as_py()]["dtype"]
@@ -117,6 +136,17 @@ class Index:
         """Every member file of the sources of one folder, relative to it."""
         here = self._table.filter(pa.compute.equal(self._table.column("folder"), folder))
         return {os.fsdecode(path) for path in pa.compute.list_flatten(here.column("paths")).to_pylist()}
+
+    def members(self) -> dict[str, tuple[int, int]]:
+        """(row, number) of every file of the sources that have several, by its path relative to its folder."""
+        column = self._table.column("paths").combine_chunks()
+        several = np.flatnonzero(np.diff(np.asarray(column.offsets)) > 1)
+        paths = column.take(pa.array(several)).to_pylist()
+        return {
+            os.fsdecode(path): (int(row), number)
+            for row, files in zip(several, paths, strict=True)
+            for number, path in enumerate(files)
+        }
 
     def take(self, rows: npt.NDArray[Any], path: str | Path) -> "Index":
         """The index of some of the rows, written to ``path``."""

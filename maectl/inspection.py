@@ -15,14 +15,17 @@ from maectl import console
 from maectl.adapter import Pixels, Source
 from maectl.errors import Unreadable
 from maectl.index import Index
+from maectl.planes import extents, patch_length
 from maectl.prepare import scan_with_recipe
 from maectl.recipe import Recipe
+from maectl.scan import Scan
 from maectl.stats import Statistics, gather
 from maectl.store import Reader, in_order
 
 __all__ = ["inspect", "report"]
 
 SAMPLED = 256  # sources whose pixels are looked at
+READ = 1_000_000_000  # pixels looked at, but for four sources
 
 
 def inspect(folders: Sequence[str], *, adapter: str | None, workers: int) -> dict[str, Any]:
@@ -30,7 +33,7 @@ def inspect(folders: Sequence[str], *, adapter: str | None, workers: int) -> dic
     with tempfile.TemporaryDirectory(prefix="maectl-") as work:
         chosen, found = scan_with_recipe(folders, None, adapter, (), Path(work), workers)
         index: Index = found.index
-        rows = np.linspace(0, len(index) - 1, min(SAMPLED, len(index))).astype(int)
+        rows = _spread(index)
         undecodable: list[tuple[int, str]] = []
         pixels = _sampled(Reader(index, found.adapter), rows, workers, undecodable)
         first = next(pixels, None)
@@ -42,10 +45,12 @@ def inspect(folders: Sequence[str], *, adapter: str | None, workers: int) -> dic
             "rejected": len(found.rejects),
             "foreign_files": found.foreign,
             "groups": len(np.unique(index.groups)),
+            "facts": dict(sorted(found.facts.items())),
             "channels": _shares(index, lambda source: "/".join(source.channels)),
             "dtypes": _shares(index, lambda source: source.dtype),
             "sizes": _sizes(index),
-            "spacing": _spacing(index),
+            "spacing": _spacing(found),
+            "patch": _patch(found, chosen),
             "unit": sorted({source.unit for source, _ in index.kinds}),
             "value_range": None if statistics is None else [min(statistics.minimum), max(statistics.maximum)],
             "statistics": None if statistics is None else statistics.json(),
@@ -70,7 +75,11 @@ def report(result: dict[str, Any]) -> str:
         f"sizes     {low} smallest, {middle} median, {high} largest",
     ]
     if result["spacing"] is not None:
-        lines.append(f"spacing   {result['spacing']}")
+        spacing = result["spacing"]
+        least, common, most = (_sides(spacing[key]) for key in ("smallest", "median", "largest"))
+        told = common if least == most else f"{common} median, {least} to {most}"
+        lines.append(f"spacing   {told} {spacing['length']} a pixel; unknown of {spacing['unknown']:,}")
+    lines += [f"{'':<10}{count:,} {fact}" for fact, count in result["facts"].items()]
     if result["value_range"] is not None:
         low_value, high_value = result["value_range"]
         lines.append(
@@ -82,8 +91,13 @@ def report(result: dict[str, Any]) -> str:
     lines.append(
         f"recipe    {model['size']}, image {model['image_size']}, patch {model['patch_size']}, "
         f"mask {model['mask_ratio']}"
+        + (f"; a patch is {_sides(result['patch']['extent'])} {result['patch']['length']}" if result["patch"] else "")
     )
     return "\n".join(lines)
+
+
+def _sides(sides: Sequence[float]) -> str:
+    return " x ".join(f"{side:.3g}" for side in sides)
 
 
 def _sampled(reader: Reader, rows: Any, workers: int, undecodable: list[tuple[int, str]]) -> Iterator[Pixels]:
@@ -104,6 +118,13 @@ def _sampled(reader: Reader, rows: Any, workers: int, undecodable: list[tuple[in
                 undecodable.append(each)
 
 
+def _spread(index: Index) -> Any:
+    """Rows spread over the index: at most 256, and a thousand million pixels of them."""
+    pixels = index.shapes[:, 1:].prod(axis=1, dtype=np.int64)
+    count = int(np.clip(READ // max(1, int(np.median(pixels))), 4, SAMPLED))
+    return np.linspace(0, len(index) - 1, min(count, len(index))).astype(int)
+
+
 def _shares(index: Index, word: Any) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for source, count in index.kinds:
@@ -122,12 +143,25 @@ def _sizes(index: Index) -> dict[str, Any]:
     }
 
 
-def _spacing(index: Index) -> dict[str, Any] | None:
-    spacings = [index[int(row)].spacing for row in np.linspace(0, len(index) - 1, min(SAMPLED, len(index)))]
-    known = np.array([spacing for spacing in spacings if spacing is not None])
+def _patch(found: Scan, chosen: Recipe) -> dict[str, Any] | None:
+    """What a patch of the recipe spans, in mm or m."""
+    size, patch = (tuple(map(int, each)) for each in (chosen.model.image_size, chosen.model.patch_size))
+    lengths = patch_length(found.index, size, patch, chosen.data.crop, chosen.data.axis)
+    return None if lengths is None else {"extent": list(lengths), "length": found.adapter.length}
+
+
+def _spacing(found: Scan) -> dict[str, Any] | None:
+    spacings = found.index.spacings(found.index.shapes.shape[1] - 1)
+    known = spacings[np.isfinite(spacings).all(axis=1)]
     if len(known) == 0:
         return None
-    return {"median": np.median(known, axis=0).tolist(), "unknown": len(spacings) - len(known)}
+    return {
+        "median": np.median(known, axis=0).tolist(),
+        "smallest": known.min(axis=0).tolist(),
+        "largest": known.max(axis=0).tolist(),
+        "unknown": len(spacings) - len(known),
+        "length": found.adapter.length,
+    }
 
 
 def _duplicates(index: Index) -> int:
@@ -161,10 +195,10 @@ def _size(source: Source) -> tuple[int, ...]:
 
 
 def _problems(
-    found: Any, undecodable: list[tuple[int, str]], copies: int, statistics: Statistics | None, chosen: Recipe
+    found: Scan, undecodable: list[tuple[int, str]], copies: int, statistics: Statistics | None, chosen: Recipe
 ) -> list[str]:
-    index: Index = found.index
-    problems = list(found.notes)
+    index = found.index
+    problems = [*found.notes, *(f"{count:,} images: {defect}" for defect, count in found.defects.most_common())]
     dtypes = {source.dtype for source, _ in index.kinds}
     if len(dtypes) > 1:
         problems.append(
@@ -181,7 +215,8 @@ def _problems(
         problems.append(f"{copies:,} images are exact copies of others")
     if statistics is not None and min(statistics.std) == 1 and statistics.minimum == statistics.maximum:
         problems.append("every pixel looked at has the same value")
-    small = (index.shapes[:, 1:] < np.array(chosen.model.patch_size)).any(axis=1).sum()
+    patch = np.array(chosen.model.patch_size)
+    small = (extents(index, len(patch), chosen.data.axis) < patch).any(axis=1).sum()
     if small:
         problems.append(f"{small:,} images are smaller than one patch and would be left out")
     return problems

@@ -6,8 +6,8 @@ Every message is one line; what is left out is counted and said in `Labels.notes
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,10 @@ import numpy.typing as npt
 from maectl import tables
 from maectl.errors import UsageError
 
-__all__ = ["Labels", "duplicates", "resolve", "split"]
+__all__ = ["FILE", "WHOLE", "Labels", "duplicates", "resolve", "split"]
 
+WHOLE = -1  # in place of a slice
+FILE = 1 << 32  # added to the number of a file, for the slice in it
 TEST_SHARE = 0.3
 ATTEMPTS = 100  # seeded splits tried until every class is in both parts
 PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
@@ -25,6 +27,7 @@ VALIDATION = {"val", "valid", "validation", "dev"}
 
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+Files = Callable[[], dict[str, tuple[int, int]]]  # every member file: (row, number)
 Targets = Ints | Mask  # class numbers [N], or whether an item carries a label [N, K]
 
 
@@ -32,9 +35,14 @@ Targets = Ints | Mask  # class numbers [N], or whether an item carries a label [
 class Labels:
     """Labels and split of the N sources used.
 
+    An item is one source, one slice of one, or (``per`` patient) all sources of a group.
+
     classes  K names, sorted
-    targets  int64 [N], a class number each; or bool [N, K] where a source may carry several labels
-    rows     int64 [N], ascending: which of the paths given to `resolve`
+    targets  int64 [N], a class number each; or bool [N, K] where an item may carry several labels
+    rows     int64 [M]: which of the paths given to `resolve`; one an item, unless items are groups
+    places   int64 [M]: the slice of it, counted as the files have them; WHOLE where the source is meant,
+             FILE + n where the slice in its n-th file is
+    owners   int64 [M], ascending: the item that each is of
     train    bool [N]: in the training part; the others are the test part
     groups   int64 [N], dense: what a split never divides
     split    how the split came about, in words
@@ -44,10 +52,21 @@ class Labels:
     classes: tuple[str, ...]
     targets: Targets
     rows: Ints
+    places: Ints
+    owners: Ints
     train: Mask
     groups: Ints
     split: str
     notes: list[str]
+
+    def only(self, keep: Ints) -> "Labels":
+        """Of some of the items, ascending."""
+        members = np.isin(self.owners, keep)
+        return replace(
+            self, targets=self.targets[keep], rows=self.rows[members], places=self.places[members],
+            owners=np.searchsorted(keep, self.owners[members]), train=self.train[keep],
+            groups=_dense(self.groups[keep]),
+        )  # fmt: skip
 
 
 @dataclass
@@ -58,28 +77,39 @@ class _Found:
     several: bool = False  # whether a source may carry several labels
     split: str = ""  # how the split was given; "" asks for a seeded one
     rows: list[int] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
     labels: list[frozenset[str]] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)  # "train" or "test" where the split is given
     groups: list[str] = field(default_factory=list)  # "" keeps the index's group
     notes: list[str] = field(default_factory=list)
 
-    def add(self, row: int, labels: frozenset[str], part: str = "", group: str = "") -> None:
+    def add(self, row: int, labels: frozenset[str], part: str = "", group: str = "", place: int = WHOLE) -> None:
         self.rows.append(row)
+        self.places.append(place)
         self.labels.append(labels)
         self.parts.append(part)
         self.groups.append(group)
 
 
 def resolve(
-    paths: Sequence[str], groups: npt.NDArray[np.integer], *, labels_csv: Path | None, folder: str, seed: int
+    paths: Sequence[str],
+    groups: npt.NDArray[np.integer],
+    *,
+    labels_csv: Path | None,
+    folder: str,
+    seed: int,
+    files: Files = dict,
+    per: str = "image",
 ) -> Labels:
     """Labels and split of the sources at ``paths`` (below ``folder``, with ``/``); ``groups`` [len(paths)].
 
+    ``files`` gives, when it is asked, (row, number) of every member file of sources that have several: a table
+    may name single slices so. ``per`` is ``image`` or ``patient``: then all sources of a group are one item.
     Raises `maectl.errors.UsageError` where the labels or the split cannot be used.
     """
-    found = _from_csv(labels_csv, paths, folder) if labels_csv else _from_folders(paths, folder)
-    order = np.argsort(found.rows, kind="stable")
-    rows = np.array(found.rows, np.int64)[order]
+    found = _from_csv(labels_csv, paths, folder, files) if labels_csv else _from_folders(paths, folder)
+    order = np.lexsort((found.places, found.rows))
+    rows, places = (np.array(each, np.int64)[order] for each in (found.rows, found.places))
     labels = [found.labels[i] for i in order]
     classes = _sorted(frozenset[str]().union(*labels))
     if len(classes) < 2:
@@ -89,14 +119,37 @@ def resolve(
         )
     targets = _targets(labels, classes, found.several)
     dense = _groups(groups[rows], [found.groups[i] for i in order])
+    owners = np.arange(len(rows))
+    train = np.array(found.parts)[order] == "train" if found.split else np.ones(len(rows), np.bool_)
+    if per == "patient":
+        owners, first = _patients(targets, dense, train, found)
+        order = np.argsort(owners, kind="stable")
+        rows, places, owners = rows[order], places[order], owners[order]
+        targets, train, dense = targets[first], train[first], dense[first]
+    labelled = Labels(classes, targets, rows, places, owners, train, dense, found.split, found.notes)
     if not found.split:
         train = _seeded(targets, dense, classes, seed, found)
-        return Labels(classes, targets, rows, train, dense, found.split, found.notes)
-    train = np.array(found.parts)[order] == "train"
-    keep = _unbroken(train, dense, found)
-    train, targets = train[keep], targets[keep]
-    _check_given(train, targets, classes, found)
-    return Labels(classes, targets, rows[keep], train, _dense(dense[keep]), found.split, found.notes)
+        return replace(labelled, train=train, split=found.split)
+    labelled = labelled.only(np.flatnonzero(_unbroken(train, dense, found)))
+    _check_given(labelled.train, labelled.targets, classes, found)
+    return labelled
+
+
+def _patients(targets: Targets, groups: Ints, train: Mask, found: _Found) -> tuple[Ints, Ints]:
+    """Of N labelled sources: the item of each, a group's, and the first source of each item.
+
+    Raises UsageError where the sources of a group are labelled apart, or lie in both parts.
+    """
+    alike = np.column_stack((targets, train))
+    _, first, owners = np.unique(groups, return_index=True, return_inverse=True)
+    apart = (alike != alike[first][owners]).any(axis=1)
+    if apart.any():
+        count = len(np.unique(groups[apart]))
+        raise UsageError(
+            f"{found.where}: {count} of {len(first)} patients have images of several classes or in both parts: "
+            "leave out --per patient, or label them alike"
+        )
+    return np.asarray(owners, np.int64), np.asarray(first, np.int64)
 
 
 def split(targets: Targets, groups: npt.NDArray[np.integer], share: float, seed: int | Sequence[int]) -> Mask:
@@ -153,38 +206,70 @@ def _from_folders(paths: Sequence[str], folder: str) -> _Found:
     return found
 
 
-def _from_csv(file: Path, paths: Sequence[str], folder: str) -> _Found:
+def _from_csv(file: Path, paths: Sequence[str], folder: str, files: Files) -> _Found:
     table = tables.read(file)
     column = "path" if "path" in table[0] else "filename"
     found = _Found(str(file), several=any(";" in line["label"] for line in table))
     found.split = f"the split column of {file.name}" if any(line.get("split") for line in table) else ""
-    match = tables.matcher(paths, folder)
-    said: dict[int, tuple[frozenset[str], str]] = {}
+    match = _slices(table, column, tables.matcher(paths, folder), folder, files)
+    said: dict[tuple[int, int], tuple[frozenset[str], str]] = {}
     missing, left_out = [], Counter[str]()
     for line in table:
         labels = frozenset(part.strip() for part in line["label"].split(";")) - {""}
         part = line.get("split", "").lower()
-        rows = match(line[column])
+        rows = match(line)
         if not rows:
             missing.append(line[column])
-        for row in rows:
-            if row in said:
-                _same(found.where, line[column], said[row], (labels, part))
+        for row, place in rows:
+            if (row, place) in said:
+                _same(found.where, line[column], said[row, place], (labels, part))
             elif found.split and part not in PARTS:
                 left_out[f"split {part!r}"] += 1
             elif not labels and not found.several:
                 left_out["without a label"] += 1
             else:
-                found.add(row, labels, PARTS.get(part, ""), line.get("group", ""))
-            said[row] = labels, part
+                found.add(row, labels, PARTS.get(part, ""), line.get("group", ""), place)
+            said[row, place] = labels, part
     if missing:
         raise UsageError(
             f"{file}: {len(missing)} of {len(table)} rows name no image under {folder}, or several "
             f"({', '.join(missing[:3])}): correct the {column} column, or leave these rows out"
         )
-    left_out[f"without a row in {file.name}"] = len(paths) - len(said)
+    left_out[f"without a row in {file.name}"] = len(paths) - len({row for row, _ in said})
     found.notes += _told(left_out)
     return found
+
+
+def _slices(
+    table: Sequence[dict[str, str]],
+    column: str,
+    match: Callable[[str], list[int]],
+    folder: str,
+    files: Files,
+) -> Callable[[dict[str, str]], list[tuple[int, int]]]:
+    """From a line of a table to the sources, or slices, it labels: (row, place) each.
+
+    A slice is addressed by its number in a column ``index``, or by its own file.
+    """
+    if any(line.get("index") for line in table):
+        for line in table:
+            if not line.get("index", "").isdecimal():
+                raise UsageError(f"the index of {line[column]} is {line.get('index')!r}: give every row a slice number")
+        return lambda line: [(row, int(line["index"])) for row in match(line[column])]
+    if all(match(line[column]) for line in table):
+        return lambda line: [(row, WHOLE) for row in match(line[column])]
+    members = files()  # a table of slices names files that are no source of their own
+    names = list(members)
+    single = tables.matcher(names, folder)
+
+    def sliced(line: dict[str, str]) -> list[tuple[int, int]]:
+        found = single(line[column])
+        if len(found) == 1:  # one file; several are a folder's
+            row, number = members[names[found[0]]]
+            return [(row, FILE + number)]
+        return [(row, WHOLE) for row in match(line[column])]
+
+    return sliced
 
 
 def _same(where: str, name: str, *said: tuple[frozenset[str], str]) -> None:

@@ -1,9 +1,9 @@
 """The pictures: values as colours, panels side by side under titles, held-out samples, a confusion matrix.
 
-Shapes: values [C, H, W], or [C, D, H, W] of which the middle slice is shown; pictures uint8 RGB [H, W, 3].
+Shapes: values [C, H, W], or [C, D, H, W], shown by its three orthogonal middle slices; pictures uint8 RGB [H, W, 3].
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,22 +53,62 @@ def colours(values: Values, config: Config) -> Bytes:
     return np.ascontiguousarray(np.broadcast_to(np.moveaxis(shown, 0, -1), (*values.shape[1:], 3)))
 
 
-def panel(values: Values, config: Config, hidden: Bools | None = None, invalid: Bools | None = None) -> Image.Image:
-    """Values [C, *S] as a panel: hatched where ``hidden``, flat grey where ``invalid`` (bool [*S])."""
-    if values.ndim == 4:
-        middle = values.shape[1] // 2
-        hidden, invalid = (None if each is None else each[middle] for each in (hidden, invalid))
-        values = values[:, middle]
-    return _finished(Image.fromarray(colours(values, config)), hidden, invalid)
+def panel(
+    values: Values,
+    config: Config,
+    hidden: Bools | None = None,
+    invalid: Bools | None = None,
+    spacing: tuple[float, ...] | None = None,
+) -> Image.Image:
+    """Values [C, *S] as a panel: hatched where ``hidden``, flat grey where ``invalid`` (bool [*S]).
+
+    A volume is three slices below one another, to scale where its ``spacing`` is known.
+    """
+    return _drawn(lambda plane: colours(plane, config), values, hidden, invalid, spacing)
 
 
-def error_panel(error: Values, top: float, hidden: Bools | None = None, invalid: Bools | None = None) -> Image.Image:
+def error_panel(
+    error: Values,
+    top: float,
+    hidden: Bools | None = None,
+    invalid: Bools | None = None,
+    spacing: tuple[float, ...] | None = None,
+) -> Image.Image:
     """An error [*S] as a panel: black is 0, pale yellow ``top`` or more."""
-    if error.ndim == 3:
-        middle = error.shape[0] // 2
-        hidden, invalid = (None if each is None else each[middle] for each in (hidden, invalid))
-        error = error[middle]
-    return _finished(Image.fromarray(_heat(error / top)), hidden, invalid)
+    return _drawn(lambda plane: _heat(plane[0] / top), error[None], hidden, invalid, spacing)
+
+
+def _drawn(
+    paint: Callable[[Values], Bytes],
+    values: Values,
+    hidden: Bools | None,
+    invalid: Bools | None,
+    spacing: tuple[float, ...] | None,
+) -> Image.Image:
+    """What `panel` says, of pictures that ``paint`` makes of a plane [C, H, W]."""
+    if values.ndim == 3:
+        return _finished(Image.fromarray(paint(values)), hidden, invalid)
+    steps = np.array(spacing or (1.0, 1.0, 1.0))
+    sides = np.array(values.shape[1:]) * steps / steps.min()  # in the finest voxels
+    scale = np.clip(sides.max(), SMALLEST, LARGEST / 1.5) / sides.max()
+    slices = []
+    for axis in range(3):
+        middle = values.shape[1 + axis] // 2
+        plane = Image.fromarray(paint(values.take(middle, 1 + axis)))
+        height, width = (max(1, round(float(side))) for side in np.delete(sides, axis) * scale)
+        smaller = width < plane.width or height < plane.height
+        plane = plane.resize((width, height), Image.Resampling.BOX if smaller else Image.Resampling.NEAREST)
+        slices.append(
+            _marked(plane, *(None if each is None else each.take(middle, axis) for each in (hidden, invalid)))
+        )
+    stack = Image.new(
+        "RGB", (max(each.width for each in slices), sum(each.height + GAP // 2 for each in slices)), PAPER
+    )
+    y = 0
+    for each in slices:
+        stack.paste(each, (0, y))
+        y += each.height + GAP // 2
+    return stack
 
 
 def sheet(
@@ -111,8 +151,9 @@ def training_samples(
     mask_ratio: float,
     device: torch.device,
 ) -> Bytes:
-    """A batch's first six images, a row each: original, masked by its noise, predicted, pasted."""
-    few = slice(0, SAMPLES)
+    """A batch's first six images (three volumes), a row each: original, masked by its noise, predicted, pasted."""
+    few = slice(0, SAMPLES if batch.images.ndim == 4 else SAMPLES // 2)
+    spacing = None if config.patch is None else tuple(np.divide(config.patch, config.model["patch_size"]))
     own = few if len(batch.mean) > 1 else slice(None)
     valid = None if batch.valid is None else batch.valid[few]
     part = batch._replace(images=batch.images[few], valid=valid, mean=batch.mean[own], std=batch.std[own])
@@ -130,10 +171,10 @@ def training_samples(
         pasted = np.where(gone, restored[number], original)
         rows.append(
             [
-                panel(original, config, None, bad),
-                panel(original, config, gone, bad),
-                panel(restored[number], config, ~gone, bad),
-                panel(pasted, config, None, bad),
+                panel(original, config, None, bad, spacing),
+                panel(original, config, gone, bad, spacing),
+                panel(restored[number], config, ~gone, bad, spacing),
+                panel(pasted, config, None, bad, spacing),
             ]
         )
     note = [LEAK] if config.model["norm_pix_loss"] else []
@@ -199,6 +240,10 @@ def _finished(image: Image.Image, hidden: Bools | None, invalid: Bools | None) -
     elif longest < SMALLEST:
         times = round(SMALLEST / longest)
         image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+    return _marked(image, hidden, invalid)
+
+
+def _marked(image: Image.Image, hidden: Bools | None, invalid: Bools | None) -> Image.Image:
     pixels = np.array(image)
     if hidden is not None:
         lines = np.indices(pixels.shape[:2]).sum(axis=0)[..., None] % 8 < 2

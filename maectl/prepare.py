@@ -16,6 +16,7 @@ from maectl import console, recipe, registry
 from maectl.adapter import Adapter
 from maectl.errors import DataError, Unreadable, UsageError
 from maectl.index import Index, Rejects, held_out
+from maectl.planes import along_each, extents
 from maectl.recipe import Recipe
 from maectl.scan import Scan, scan
 from maectl.stats import Normalizer, Statistics, gather, sample_rows
@@ -24,6 +25,7 @@ from maectl.stream import VERIFY, generator
 
 __all__ = ["Prepared", "prepare", "scan_with_recipe", "statistics"]
 
+DEFECTS = 5  # kinds of defects told of; 'maectl inspect' lists all
 SMALL = 96  # px: images up to this short side get the recipe for small images
 VERIFIED = 2000  # sources decoded before step 1 where all would cost too much
 OFTEN = 50  # views a source: from here on one more decode is under 2 % of the reading
@@ -92,7 +94,7 @@ def scan_with_recipe(
     kind = _adapter(folders, adapter or given.data.adapter)
     found = _scan(folders, kind, given, work / "index.arrow", workers)
     if name is None:
-        name = suggested(kind.name, found.index)
+        name = found.adapter.suggest(found.facts) or _by_size(found.index)
         console.say(f"recipe: {name} ({recipe.named(name)}); --recipe decides otherwise")
         chosen = recipe.load(name, overrides)[0]
         if _sees(chosen) != _sees(given):
@@ -100,6 +102,8 @@ def scan_with_recipe(
         given = chosen
     for note in found.notes:
         console.say(note)
+    for defect, count in found.defects.most_common(DEFECTS):
+        console.warn(f"{count:,} of {len(found.index):,} images: {defect}")
     units = sorted({source.unit for source, _ in found.index.kinds})
     if len(units) > 1:
         console.warn(
@@ -109,24 +113,31 @@ def scan_with_recipe(
     return resolved(given.updated({"data": {"adapter": kind.name}}), found.index), found
 
 
-def suggested(adapter: str, index: Index) -> str:
-    """The shipped recipe for what a scan found."""
+def _by_size(index: Index) -> str:
+    """The shipped recipe for images of which nothing but the size is known."""
     short = float(np.median(index.shapes[:, 1:].min(axis=1)))
     return "small-images" if short <= SMALL else "photographs"
 
 
 def resolved(given: Recipe, index: Index) -> Recipe:
-    """The recipe with ``auto`` sizes replaced: the images' own size to 16 px (32 to 96), an eighth of it a patch."""
-    dimensions = index.shapes.shape[1] - 1
+    """The recipe with ``auto`` sizes replaced.
+
+    The images' own size to 16 px (32 to 96), an eighth of it a patch. Volumes are then seen as slices, unless a
+    3-D patch is given: each side is then a whole number of patches, of the volumes' own size up to 96 voxels.
+    """
     size: tuple[int, ...] | str = given.model.image_size
     patch: tuple[int, ...] | str = given.model.patch_size
     if isinstance(size, str):
-        short = float(np.median(index.shapes[:, 1:].min(axis=1)))
-        size = (int(min(SMALL, max(32, 16 * round(short / 16)))),) * dimensions
+        seen = extents(index, 2 if isinstance(patch, str) else len(patch), given.data.axis)
+        if isinstance(patch, str) or len(patch) == 2:
+            short = float(np.median(seen.min(axis=1)))
+            size = (int(min(SMALL, max(32, 16 * round(short / 16)))),) * 2
+        else:
+            sides = zip(np.median(seen, axis=0), patch, strict=True)
+            size = tuple(int(max(p, min(SMALL // p * p, p * round(side / p)))) for side, p in sides)
     if isinstance(patch, str):
         patch = tuple(max(1, int(side) // 8) for side in size)
-    if len(size) != dimensions:
-        raise UsageError(f"model.image_size {list(size)} has {len(size)} dimensions, the images have {dimensions}")
+    along_each(index, len(size), given.data.axis)  # a model that cannot see these images is refused
     return given.updated({"model": {"image_size": size, "patch_size": patch}})
 
 
@@ -139,7 +150,7 @@ def statistics(reader: Reader, chosen: Recipe, workers: int) -> Statistics:
         except Unreadable:  # not verified yet: training quarantines it
             return None
 
-    rows = sample_rows(len(reader.index), chosen.train.seed)
+    rows = sample_rows(reader.index.shapes[:, 1:].prod(axis=1, dtype=np.int64), chosen.train.seed)
     return gather((each for each in in_order(read, rows, workers) if each is not None), chosen.data.clip)
 
 
@@ -169,7 +180,7 @@ def _scan(folders: Sequence[str | Path], kind: type[Adapter], given: Recipe, pat
 def _large_enough(index: Index, rejects: Rejects, chosen: Recipe, work: Path) -> tuple[Index, Rejects]:
     """Without sources smaller than one patch. Raises DataError where none is left."""
     patch = np.array(chosen.model.patch_size)
-    small = (index.shapes[:, 1:] < patch).any(axis=1)
+    small = (extents(index, len(patch), chosen.data.axis) < patch).any(axis=1)
     if not small.any():
         return index, rejects
     reason = f"smaller than a patch ({'x'.join(map(str, patch))} px): set a smaller model.patch_size"

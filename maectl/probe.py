@@ -1,6 +1,5 @@
 """Is an encoder any good? Frozen features, a linear (or nearest-neighbour) probe, beside honest baselines."""
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -9,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from maectl import checkpoint, console, device, panels, scoring
 from maectl.checkpoint import Checkpoint, Config
-from maectl.errors import DataError, RunError
-from maectl.features import Floats, Whole, features, image_statistics, load_whole, thumbnails
+from maectl.errors import DataError, RunError, UsageError
+from maectl.features import Features, Members, extract
 from maectl.index import Index
-from maectl.labels import Labels, duplicates, resolve
+from maectl.labels import FILE, Labels, duplicates, resolve
 from maectl.mae import MaskedAutoencoder
+from maectl.planes import along
 from maectl.recipe import DataRecipe
 from maectl.registry import load as load_adapter
 from maectl.scan import scan
@@ -40,37 +41,39 @@ def probe(
     seed: int,
     workers: int,
     out: Path | None,
+    per: str = "image",
 ) -> dict[str, Any]:
     """Evaluate the encoder of ``run`` on labelled images; what ``--json`` prints.
 
     Baselines get the same classifier, and choose pool and regularisation on the training part by themselves:
     three random initialisations of the same model, image statistics, 16×16 thumbnails, and the commonest class.
-    With ``out`` the result is written there, and a confusion matrix beside it. Raises MaectlError.
+    Features of a volume are the mean over its slices (crops of a 3-D model), with ``per`` patient the mean over
+    all that a group has. With ``out`` the result is written there, and a confusion matrix beside it. Raises
+    MaectlError.
     """
     found = checkpoint.load(run)
+    models = {"encoder": found.model()}
+    models |= {f"random twin {number + 1}": _twin(found.config, number) for number in range(TWINS)}
     with tempfile.TemporaryDirectory(prefix="maectl-") as work:
         reader = _scanned(found.config, folder, Path(work), workers)
-        known = resolve(reader.index.names(), reader.index.groups, labels_csv=labels, folder=folder, seed=seed)
-        known, whole = _loaded(reader, found.config, known, workers)
-        seen = _pretrained_on(found, reader.index, known)
+        index = reader.index
+        known = resolve(
+            index.names(), index.groups, labels_csv=labels, folder=folder, seed=seed, files=index.members, per=per
+        )
+        known, frozen = _extracted(reader, found.config, known, models, workers)
+        seen = _pretrained_on(found, index, known)
 
-    def evaluated(model: MaskedAutoencoder, name: str) -> Evaluation:
-        with console.task(f"features of the {name}") as advance:
-            frozen = features(model, found.config, whole, device.pick(), advance)
-        return scoring.evaluate(frozen, known, method=method, pool=pool, seed=seed)
+    def evaluated(name: str, given: str | None = None) -> Evaluation:
+        return scoring.evaluate(frozen.values[name], known, method=method, pool=given, seed=seed)
 
-    def baseline(name: str, values: Floats) -> Evaluation:
-        return scoring.evaluate({name: values}, known, method=method, pool=None, seed=seed)
-
-    encoder = evaluated(found.model(), "encoder")
-    twins = [evaluated(_twin(found.config, number), f"random twin {number + 1}") for number in range(TWINS)]
+    encoder, *twins = (evaluated(name, pool) for name in models)
     others = {
-        "image_stats": baseline("stats", image_statistics(whole)),
-        "thumbnails": baseline("thumbnails", thumbnails(whole, found.config)),
+        "image_stats": evaluated("image_stats"),
+        "thumbnails": evaluated("thumbnails"),
         "majority": scoring.majority(known, seed),
     }
     result = _result(encoder, twins, others, known, seed)
-    result["notes"] = [*known.notes, *_leaks(whole, known, seen)]
+    result["notes"] = [*known.notes, *_leaks(frozen, known, seen)]
     result["test_images_seen_in_pretraining"] = seen
     if out is not None:
         _written(result, out)
@@ -116,22 +119,40 @@ def _scanned(config: Config, folder: str, work: Path, workers: int) -> Reader:
     return Reader(found.index, found.adapter)
 
 
-def _loaded(reader: Reader, config: Config, labels: Labels, workers: int) -> tuple[Labels, Whole]:
-    """The labelled images, and the labels of those that can be read."""
-    with console.task("reading") as advance:
-        whole, bad = load_whole(reader, config, labels.rows, workers, advance)
-    if not bad:
-        return labels, whole
-    place, reason = bad[0]
-    console.warn(f"{len(bad):,} images cannot be read, e.g. {reader.index[int(labels.rows[place])].paths[0]}: {reason}")
-    keep = np.setdiff1d(np.arange(len(labels.rows)), [place for place, _ in bad])
-    kept = replace(
-        labels, targets=labels.targets[keep], rows=labels.rows[keep], train=labels.train[keep],
-        groups=labels.groups[keep], notes=[*labels.notes, f"left out, unreadable: {len(bad)} images"],
-    )  # fmt: skip
+def _extracted(
+    reader: Reader, config: Config, labels: Labels, models: dict[str, MaskedAutoencoder], workers: int
+) -> tuple[Labels, Features]:
+    """Features of the labelled images, and the labels of those that can be read."""
+    members = Members(labels.rows, _slices(reader, config, labels), labels.owners)
+    with console.task("features of the images") as advance:
+        frozen = extract(reader, config, members, models, device.pick(), workers, advance)
+    if not frozen.unread:
+        return labels, frozen
+    place, reason = frozen.unread[0]
+    lost = len(frozen.unread)
+    console.warn(f"{lost:,} images cannot be read, e.g. {reader.index[int(labels.rows[place])].paths[0]}: {reason}")
+    kept = replace(labels.only(frozen.items), notes=[*labels.notes, f"left out, unreadable: {lost} images"])
     if kept.train.all() or not kept.train.any():
         raise DataError("no readable image is left in the training or the test part")
-    return kept, whole
+    return kept, frozen
+
+
+def _slices(reader: Reader, config: Config, labels: Labels) -> npt.NDArray[np.int64]:
+    """[M] the slice of every member along the axis the model sees, -1 for the whole. Raises UsageError."""
+    dimensions = len(config.model["image_size"])
+    places = labels.places.copy()
+    for number in np.flatnonzero(places >= 0):
+        source, place = reader.index[int(labels.rows[number])], int(places[number])
+        axis = along(source, dimensions, config.axis)
+        if axis < 0:
+            raise UsageError(f"labels of single slices: this model sees {source.paths[0]} whole; label it as one")
+        member = place >= FILE
+        found = reader.adapter.place(source, axis, place - FILE * member, member=member)
+        if found is None or not 0 <= found < source.shape[1 + axis]:
+            what = f"its {source.axes[axis]} slices are {source.shape[1 + axis]}"
+            raise UsageError(f"no slice of {source.paths[0]} as labelled ({place - FILE * member}): {what}")
+        places[number] = found
+    return places
 
 
 def _twin(config: Config, number: int) -> MaskedAutoencoder:
@@ -163,11 +184,8 @@ def _result(
     }
 
 
-def _leaks(whole: Whole, labels: Labels, seen: int | None) -> list[str]:
-    hashes = np.array(
-        [hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=8).digest() for image in whole.images]
-    )
-    copies = duplicates(hashes[labels.train], hashes[~labels.train])
+def _leaks(frozen: Features, labels: Labels, seen: int | None) -> list[str]:
+    copies = duplicates(frozen.hashes[labels.train], frozen.hashes[~labels.train])
     notes = [f"{copies} test images are exact copies of training images"] if copies else []
     if seen:
         notes.append(f"{seen} test images were among those the encoder was pretrained on (without labels)")
@@ -180,7 +198,7 @@ def _pretrained_on(found: Checkpoint, index: Index, labels: Labels) -> int | Non
         if (folder / "index.arrow").is_file() and (folder / "run.json").is_file():
             known = Index(folder / "index.arrow")
             inside = {Path(root, path) for number, root in enumerate(known.folders) for path in known.files(number)}
-            test = labels.rows[~labels.train]
+            test = labels.rows[~labels.train[labels.owners]]
             return sum(any(Path(path) in inside for path in index[int(row)].files) for row in test)
     return None
 

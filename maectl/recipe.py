@@ -92,17 +92,18 @@ class DataRecipe(Section):
     adapter: str | None = None  # None: chosen by looking at the files
     options: dict[str, Any] = {}  # the adapter's own
     channels: Channels = "auto"  # auto (what most images have), a count, or names
-    normalize: Literal["dataset", "image", "percentiles"] | MeanStd = "dataset"
+    normalize: Literal["dataset", "image", "foreground", "percentiles"] | MeanStd = "dataset"
     clip: tuple[float, float] | None = None  # in the images' unit, before statistics
     include: Globs = ()  # globs on the path below the folder
     exclude: Globs = ()
     group: str | None = None  # regex on the path; what it captures must not straddle a split
-    axis: str | None = None  # the axis a 2-D model slices volumes along
+    axis: str | None = None  # the axis a 2-D model slices volumes along: axial, coronal, ...; None: as acquired
     crop: str = "image"  # image, or a window: 224px | 2240m | 90mm
     crop_scale: tuple[Share, Share] = (0.2, 1.0)  # share of the image's (or window's) area
     crop_ratio: tuple[Above0, Above0] = (3 / 4, 4 / 3)  # width over height
-    flip: Annotated[tuple[Literal["horizontal", "vertical"], ...], BeforeValidator(_single)] = ("horizontal",)
+    flip: Annotated[tuple[Literal["horizontal", "vertical", "depth"], ...], BeforeValidator(_single)] = ("horizontal",)
     min_valid: Fraction = 0.5  # a crop with fewer valid pixels is drawn again, up to ten times
+    min_contrast: Fraction = 0.0  # so is one whose deviation is a smaller share of the one it is normalised with
     display: Display = Display()
     store: Annotated[str, BeforeValidator(_off)] = "auto"  # auto | off | a folder
     verify: Literal["auto", "all"] | Annotated[int, Field(ge=0)] = "auto"  # sources decoded before step 1

@@ -1,5 +1,6 @@
 """What did a model learn to fill in? Images out, with predicted patches, in the format they came in."""
 
+import csv
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,8 @@ def reconstruct(
         adapter, sources, rejects = _scanned(config, paths, out, Path(work))
     _make(out)
     job = Job(model.to(where).eval(), config, adapter, out, ratio, seed, cover, format, where)
+    if adapter.private:
+        _mapped(out, [source for _, source in sources])
     entries = _every(job, sources, rejects)
     if not entries:
         source, reason = rejects[0]["source"], rejects[0]["reason"]
@@ -113,7 +116,8 @@ def _every(job: Job, sources: list[tuple[str, Source]], rejects: list[dict[str, 
     for each in rejects[:LINES]:
         console.warn(f"{each['source']}: {each['reason']}")
     entries: list[dict[str, Any]] = []
-    names = _names([source for _, source in sources])
+    every = [source for _, source in sources]
+    names = _numbers(every) if job.adapter.private else _names(every)
     with console.task("reconstructing") as advance:
         for place, ((name, source), stem) in enumerate(zip(sources, names, strict=True)):
             try:
@@ -141,6 +145,23 @@ def _names(sources: Sequence[Source]) -> list[str]:
         taken.add(name.casefold())
         names.append(name)
     return names
+
+
+def _numbers(sources: Sequence[Source]) -> list[str]:
+    """Numbers for names, where names may identify people."""
+    return [f"{place:04d}" for place in range(len(sources))]
+
+
+def _mapped(out: Path, sources: Sequence[Source]) -> None:
+    """Write index.csv: which number stands for which image. It alone of all exports names files."""
+    try:
+        with (out / "index.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file)
+            writer.writerow(("number", "folder", "paths"))
+            for number, source in zip(_numbers(sources), sources, strict=True):
+                writer.writerow((number, source.folder, ";".join(source.paths)))
+    except OSError as error:
+        raise RunError(f"{out}/index.csv cannot be written: {error.strerror}") from None
 
 
 def _tell(means: dict[str, Any], count: int, rejects: Sequence[dict[str, str]], out: Path) -> None:

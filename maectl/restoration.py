@@ -12,7 +12,7 @@ C channels, S the image's spatial shape.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ from PIL import Image, PngImagePlugin
 from maectl import panels
 from maectl.adapter import Adapter, Pixels, Source, Values, Window
 from maectl.checkpoint import Config
-from maectl.errors import RunError, Unreadable
+from maectl.errors import RunError, Unreadable, UsageError
 from maectl.fidelity import compared, fidelity, nearest_visible, patch_means
 from maectl.mae import MaskedAutoencoder
+from maectl.planes import along, rest
 from maectl.resize import resize
-from maectl.stats import moments
 from maectl.stream import RECONSTRUCT, generator
-from maectl.tiling import Layout, Mask, back, inpaint, layout, masks, places, spread
+from maectl.tiling import Layout, back, inpaint, layout, masks, places, spread
 from maectl.windows import crop_pixels
 
 __all__ = ["Job", "restore"]
@@ -67,6 +67,7 @@ class _Done:
     predicted  float32 [C, *S] predictions in the image's unit, 0 where there is none
     where      bool [*S] where a prediction is used
     removed    bool [*S] what the first mask removed
+    rivals     float32 [C, *S] by name, what trivial predictions say where ``where``
     """
 
     values: npt.NDArray[Any]
@@ -74,6 +75,7 @@ class _Done:
     predicted: Floats
     where: Bools
     removed: Bools
+    rivals: dict[str, Floats]
 
     @property
     def measured(self) -> Bools:
@@ -88,36 +90,32 @@ class _Done:
 
 def restore(job: Job, name: str, source: Source, place: int, path: Path) -> dict[str, Any]:
     """Reconstruct, write and measure one image. Raises Unreadable."""
-    _check(source, job.config)
+    axis = _check(source, job.config)
     pixels = job.adapter.read(source)
-    plan = _plan(source, job.config)
-    chosen = masks(plan.grid, job.mask_ratio, job.cover, generator(job.seed, place, RECONSTRUCT))
-    constants = _constants(pixels, job.config)
-    seen = resize(pixels, plan.size, constants[0])
-    done = _reconstructed(job, pixels, seen, plan, chosen, constants)
+    plan = _plan(source, job.config, axis)
+    constants = job.config.normalizer.constants(lambda: pixels)
+    done, count = _whole(job, pixels, plan, constants, axis, place)
     if not done.measured.any():
         raise Unreadable("no valid pixel lies in the patches removed (--cover removes every one)")
-    given = constants if job.config.model["norm_pix_loss"] else None
-    rivals = {
-        "patch_mean": patch_means(done.values, done.measured, plan.cells, given),
-        "nearest_visible": nearest_visible(seen, plan, chosen, source.shape[1:])[:, done.measured],
-    }
-    peak = _peak(source, job.config)
+    peak, at = _peak(source, job.config), done.measured
     entry = {
         "source": name,
         "outputs": [],
-        **fidelity(done.values, done.predicted, done.measured, peak, rivals),
+        **fidelity(done.values, done.predicted, at, peak, {key: each[:, at] for key, each in done.rivals.items()}),
         "mask_ratio": job.mask_ratio,
-        "masks": len(chosen),
+        "masks": count,
         "tiles": len(plan.tiles),
         "seen_size": list(plan.size),
+        "slices": None if axis < 0 else source.axes[axis],
+        "clip": None if job.config.normalizer.clip is None else [side[0] for side in job.config.normalizer.clip],
         "unit": source.unit,
         "patch_statistics": "original" if job.config.model["norm_pix_loss"] else "predicted",
     }
     if job.format != "native":
         picture = path.with_name(f"{path.name}-panels.png")
         entry["outputs"].append(str(picture))
-        _picture(job, done, entry, len(chosen), picture)
+        title = path.name if job.adapter.private else Path(source.paths[0]).name
+        _picture(job, done, entry, f"{title}: {compared(entry)}", source.spacing, picture)
     if job.format != "png":
         tiles = _tiles(done.pasted)
         written = job.adapter.write(source, tiles, path.with_name(f"{path.name}-reconstruction"))
@@ -125,39 +123,61 @@ def restore(job: Job, name: str, source: Source, place: int, path: Path) -> dict
     return entry
 
 
-def _check(source: Source, config: Config) -> None:
-    """Raises Unreadable for an image that is not of the kind the model was trained on."""
+def _check(source: Source, config: Config) -> int:
+    """The axis that is sliced, -1 for none. Raises Unreadable for an image not of the kind the model was trained on."""
     if source.unit != config.unit:
         raise Unreadable(f"its unit is {source.unit!r}, the model's {config.unit!r}")
     if source.channels != config.channels:
         raise Unreadable(f"its channels are {'/'.join(source.channels)}, the model's {'/'.join(config.channels)}")
-    if len(source.shape) - 1 != len(config.model["image_size"]):
-        raise Unreadable(f"it has {len(source.shape) - 1} dimensions, the model {len(config.model['image_size'])}")
+    try:
+        return along(source, len(config.model["image_size"]), config.axis)
+    except UsageError as error:
+        raise Unreadable(f"it has {len(source.shape) - 1} dimensions: {error}") from None
 
 
-def _plan(source: Source, config: Config) -> Layout:
+def _plan(source: Source, config: Config, axis: int) -> Layout:
     size, patch = (tuple(config.model[key]) for key in ("image_size", "patch_size"))
-    return layout(source.shape[1:], size, patch, crop_pixels(config.crop, size, source.spacing))
+    spacing = source.spacing if source.spacing is None or axis < 0 else tuple(np.delete(source.spacing, axis))
+    return layout(rest(source.shape[1:], axis), size, patch, crop_pixels(config.crop, size, spacing))
 
 
-def _constants(pixels: Pixels, config: Config) -> Constants:
-    """Mean and deviation [C] that normalise an image."""
-    normalizer = config.normalizer
-    if not normalizer.image:
-        return np.array(normalizer.mean), np.array(normalizer.std)
-    return moments(pixels, None if normalizer.clip is None else (normalizer.clip[0][0], normalizer.clip[1][0]))
+def _whole(job: Job, pixels: Pixels, plan: Layout, constants: Constants, axis: int, place: int) -> tuple[_Done, int]:
+    """The image reconstructed, slice by slice where the model sees slices, and under how many masks."""
+    parts = [_reconstructed(job, pixels, plan, constants, generator(job.seed, place, RECONSTRUCT))] if axis < 0 else [
+        _reconstructed(job, each, plan, constants, generator(job.seed, place, RECONSTRUCT, number))
+        for number, each in enumerate(_planes(pixels, axis))
+    ]  # fmt: skip
+    done, count = parts[0]
+    if axis < 0:
+        return done, count
+    names = ("predicted", "where", "removed")
+    stacked = {name: np.stack([getattr(part, name) for part, _ in parts], axis - done.where.ndim - 1) for name in names}
+    rivals = {name: np.stack([part.rivals[name] for part, _ in parts], axis + 1) for name in done.rivals}
+    return _Done(pixels.values, pixels.valid, **stacked, rivals=rivals), count
+
+
+def _planes(pixels: Pixels, axis: int) -> Iterator[Pixels]:
+    for place in range(pixels.values.shape[1 + axis]):
+        at = (slice(None),) * axis + (place,)
+        yield Pixels(pixels.values[(slice(None), *at)], None if pixels.valid is None else pixels.valid[at])
 
 
 def _reconstructed(
-    job: Job, pixels: Pixels, seen: Pixels, plan: Layout, chosen: Sequence[Mask], constants: Constants
-) -> _Done:
+    job: Job, pixels: Pixels, plan: Layout, constants: Constants, chance: np.random.Generator
+) -> tuple[_Done, int]:
+    chosen = masks(plan.grid, job.mask_ratio, job.cover, chance)
+    seen = resize(pixels, plan.size, constants[0])
     tensors = torch.from_numpy(constants[0]).float()[None], torch.from_numpy(constants[1]).float()[None]
     canvas = inpaint(job.model, seen, plan, chosen, job.mask_ratio, job.config.normalizer, tensors, job.device)
     used = spread(np.any([mask.used for mask in chosen], axis=0), plan.cells)
     extent = pixels.values.shape[1:]
     predicted, where = back(canvas, used, plan.patch, extent)
     removed = spread(chosen[0].removed, plan.cells)[np.ix_(*places(extent, plan.cells))]
-    return _Done(pixels.values, pixels.valid, predicted, where, removed)
+    means = np.zeros(pixels.values.shape, np.float32)
+    at = where if pixels.valid is None else where & pixels.valid
+    means[:, at] = patch_means(pixels.values, at, plan.cells, constants if job.config.model["norm_pix_loss"] else None)
+    rivals = {"patch_mean": means, "nearest_visible": nearest_visible(seen, plan, chosen, extent)}
+    return _Done(pixels.values, pixels.valid, predicted, where, removed, rivals), len(chosen)
 
 
 def _peak(source: Source, config: Config) -> float:
@@ -167,18 +187,20 @@ def _peak(source: Source, config: Config) -> float:
     return float(max(config.statistics["p99_9"]) - min(config.statistics["p0_1"]))
 
 
-def _picture(job: Job, done: _Done, entry: dict[str, Any], count: int, path: Path) -> None:
+def _picture(
+    job: Job, done: _Done, entry: dict[str, Any], note: str, spacing: tuple[float, ...] | None, path: Path
+) -> None:
     """original | masked | reconstruction | visible patches pasted | error, as one PNG."""
-    config, peak = job.config, entry["psnr_peak"]
+    config, peak, count = job.config, entry["psnr_peak"], entry["masks"]
     bad = None if done.valid is None else ~done.valid
     error = np.where(done.measured, np.abs(done.predicted - done.values), 0).mean(axis=0)
     top = peak / ERROR_SHARE or 1.0
     row = [
-        panels.panel(done.values, config, None, bad),
-        panels.panel(done.values, config, done.removed, bad),
-        panels.panel(done.pasted, config, ~done.where, bad),
-        panels.panel(np.where(done.removed, done.predicted, done.values), config, None, bad),
-        panels.error_panel(error, top, ~done.where, bad),
+        panels.panel(done.values, config, None, bad, spacing),
+        panels.panel(done.values, config, done.removed, bad, spacing),
+        panels.panel(done.pasted, config, ~done.where, bad, spacing),
+        panels.panel(np.where(done.removed, done.predicted, done.values), config, None, bad, spacing),
+        panels.error_panel(error, top, ~done.where, bad, spacing),
     ]
     first = f" (mask 1 of {count})" if count > 1 else ""
     leak = f"\n{panels.LEAK}" if config.model["norm_pix_loss"] else ""
@@ -189,7 +211,6 @@ def _picture(job: Job, done: _Done, entry: dict[str, Any], count: int, path: Pat
         f"visible patches pasted{first}",
         f"error, {entry['unit']}" if ".." not in entry["unit"] else "error",
     )
-    note = f"{Path(entry['source']).name}: {compared(entry)}"
     about = PngImagePlugin.PngInfo()
     about.add_text("Description", f"{'; '.join(title.replace(chr(10), ', ') for title in titles)}. {note}")
     about.add_text(

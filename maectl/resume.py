@@ -8,7 +8,7 @@ from maectl.adapter import Files
 from maectl.errors import RunError, UsageError
 from maectl.index import Index, Rejects, read_quarantine
 from maectl.recipe import Recipe
-from maectl.store import Reader, build
+from maectl.store import Reader, build, default_folder
 from maectl.training import Request, Training, assembled
 
 __all__ = ["resume"]
@@ -25,7 +25,8 @@ def resume(request: Request) -> Training:
     store = None
     if about["store"] is not None:
         with console.task("opening the store") as advance:
-            store, _ = build(index, adapter, Path(about["store"]), workers=request.workers, progress=advance)
+            place = default_folder(out) if about["store"] == "auto" else Path(about["store"])
+            store, _ = build(index, adapter, place, workers=request.workers, progress=advance)
     chosen, _ = recipe.load(str(out / "recipe.yaml"))
     rejects = read_quarantine(out / "quarantine.csv")
     training = assembled(request, chosen, config, Reader(index, adapter, store), rejects, about)

@@ -7,15 +7,17 @@ import re
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 from pydantic import ValidationError
 
 from maectl.adapter import Adapter, Channels, Files, Reject, Source
@@ -41,6 +43,8 @@ class Scan:
     rejects: Rejects
     foreign: int  # files that are not of this adapter's formats
     notes: list[str]  # what was decided on the user's behalf
+    facts: Counter[str]  # what the adapter says of the sources, and of how many
+    defects: Counter[str]  # their `Source.notes`, and of how many
 
 
 def scan(
@@ -74,7 +78,7 @@ def scan(
     if not len(found.columns):
         raise DataError(_nothing_found(folders, kind.name, found))
     write(found.columns.table(), path)
-    return Scan(Index(path), adapter, found.rejects, found.foreign, notes)
+    return Scan(Index(path), adapter, found.rejects, found.foreign, notes + found.notes, found.facts, found.defects)
 
 
 def made(kind: type[Adapter], recipe: DataRecipe, channels: Channels | None = None) -> Adapter:
@@ -216,6 +220,19 @@ class _Columns:
         self.batches.append(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
         self.rows = []
 
+    def uniform(self) -> tuple[list[tuple[int, tuple[str, ...]]], int]:
+        """Keep images or volumes, whichever hold more pixels: (folder, paths) of the others, and how many axes stay."""
+        self._flush_rest()
+        table = pa.Table.from_batches(self.batches, schema=SCHEMA)
+        axes = np.asarray(pa.compute.list_value_length(table.column("shape"))) - 1
+        if len(kinds := np.unique(axes)) < 2:
+            return [], int(kinds[0]) if len(kinds) else 0
+        pixels = np.array([np.prod(shape, dtype=np.int64) for shape in table.column("shape").to_pylist()])
+        most = max(kinds, key=lambda kind: pixels[axes == kind].sum())
+        others = table.filter(pa.array(axes != most)).select(["folder", "paths"]).to_pylist()
+        self.batches = table.filter(pa.array(axes == most)).to_batches()
+        return [(each["folder"], tuple(map(os.fsdecode, each["paths"]))) for each in others], int(most)
+
     def channels(self) -> dict[tuple[int, tuple[str, ...]], int]:
         """How many sources have each (channel count, channel names)."""
         self._flush_rest()
@@ -243,6 +260,9 @@ class _Found:
     columns: _Columns
     rejects: Rejects
     foreign: int = 0
+    notes: list[str] = field(default_factory=list)
+    facts: Counter[str] = field(default_factory=Counter)
+    defects: Counter[str] = field(default_factory=Counter)
 
 
 def _scanned(
@@ -252,15 +272,33 @@ def _scanned(
     for number, folder in enumerate(folders):
         files = _ParallelFiles(folder, recipe.include, recipe.exclude, workers, progress)
         found.columns.folders.append(str(Path(files.folder).absolute()))
-        claimed = 0
+        claimed, last = 0, set[str]()
         for each in adapter.scan(files):
-            claimed += len(each.paths)
+            claimed += len(set(each.paths) - last)  # sources that share a file come one after another
+            last = set(each.paths)
             if isinstance(each, Reject):
                 found.rejects.add(files.folder, each.paths, "scan", each.reason)
             else:
                 found.columns.add(each, number)
+                found.facts.update(each.facts)
+                found.defects.update(each.notes)
         found.foreign += files.seen - claimed
+    _unmixed(found)
     return found
+
+
+def _unmixed(found: _Found) -> None:
+    """Volumes and single images cannot share a model: the lesser part becomes rejects."""
+    others, axes = found.columns.uniform()
+    if not others:
+        return
+    kind, rest = ("volumes", "an image") if axes == 3 else ("images", "a volume")
+    for folder, paths in others:
+        found.rejects.add(
+            found.columns.folders[folder], paths, "scan",
+            f"{rest} among {kind}, which hold more pixels: train on it apart (data.include, data.exclude)",
+        )  # fmt: skip
+    found.notes.append(f"{len(others):,} sources are left out: {rest} each, among {kind}")
 
 
 def _conversion(counts: dict[tuple[int, tuple[str, ...]], int], target: tuple[str, ...]) -> str:

@@ -3,7 +3,9 @@
 Shapes: values [C, *S], valid bool [*S].
 """
 
-from collections.abc import Iterable
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +20,9 @@ from maectl.stream import SAMPLE, generator
 __all__ = ["Normalizer", "Statistics", "gather", "moments", "sample_rows"]
 
 SAMPLED = 2000  # sources that statistics come from; their error is then below 1 % of the deviation
+READ = 4_000_000_000  # pixels read for them, where sources are that large
+FEWEST = 16  # sources they come from in any case
+SLAB = 1 << 24  # pixels measured at once
 PIXELS = 4096  # pixels a source gives to the percentiles
 Floats = npt.NDArray[np.float64]
 
@@ -45,34 +50,44 @@ class Statistics:
 
 @dataclass
 class _Moments:
-    """Count, mean and sum of squared deviations a channel (Chan, Golub & LeVeque 1983, eq. 2.1)."""
+    """Count, mean and sum of squared deviations, [C] each (Chan, Golub & LeVeque 1983, eq. 2.1)."""
 
-    count: int
+    count: Floats
     mean: Floats
     squares: Floats
 
     def merged(self, other: "_Moments") -> "_Moments":
         count = self.count + other.count
-        if count == 0:
-            return self
+        share = other.count / np.maximum(count, 1)
         delta = other.mean - self.mean
-        return _Moments(
-            count,
-            self.mean + delta * other.count / count,
-            self.squares + other.squares + delta**2 * self.count * other.count / count,
-        )
+        return _Moments(count, self.mean + delta * share, self.squares + other.squares + delta**2 * self.count * share)
 
 
-def sample_rows(count: int, seed: int) -> npt.NDArray[np.int64]:
-    """Which of ``count`` sources statistics are taken from: at most 2,000, in order."""
-    chosen = generator(seed, 0, SAMPLE).permutation(count)[:SAMPLED]
-    return np.sort(chosen)
+def sample_rows(sizes: npt.NDArray[np.integer], seed: int) -> npt.NDArray[np.int64]:
+    """Which sources statistics are taken from, in order: at most 2,000, and 4 thousand million pixels.
+
+    ``sizes`` [N] is the number of pixels of each.
+    """
+    chosen = generator(seed, 0, SAMPLE).permutation(len(sizes))[:SAMPLED]
+    enough = int(np.searchsorted(np.cumsum(sizes[chosen], dtype=np.int64), READ)) + 1
+    return np.sort(chosen[: max(FEWEST, enough)])
 
 
-def moments(pixels: Pixels, clip: tuple[float, float] | None = None) -> tuple[Floats, Floats]:
-    """Mean and standard deviation [C] over the valid pixels of one image; a constant channel has deviation 1."""
-    part = _partial(pixels, clip)
-    return part.moments.mean, _deviation(part.moments)
+def moments(
+    pixels: Pixels, clip: tuple[float, float] | None = None, *, foreground: bool = False
+) -> tuple[Floats, Floats]:
+    """Mean and standard deviation [C] over the valid pixels of one image; a constant channel has deviation 1.
+
+    With ``foreground`` over those not below the channel's mean alone: background is the larger and darker part
+    of most magnetic resonance images (what TorchIO's ZNormalization does with the masking method `mean`).
+    """
+    whole = _partial(pixels, clip).moments
+    if foreground:
+        floor = whole.mean
+        parts = [[channel[channel >= least] for channel, least in zip(flat, floor, strict=True)]
+                 for flat, _ in _slabs(pixels, clip)]  # fmt: skip
+        whole = _merged([_measured(part) for part in parts], len(floor))
+    return whole.mean, _deviation(whole)
 
 
 @dataclass
@@ -85,19 +100,38 @@ class _Partial:
 
 
 def _partial(pixels: Pixels, clip: tuple[float, float] | None) -> _Partial:
+    channels, total = len(pixels.values), int(np.prod(pixels.values.shape[1:]))
+    low, high = np.full(channels, np.inf), np.full(channels, -np.inf)
+    parts, samples = [], [pixels.values.reshape(channels, -1)[:, :0]]
+    for flat, slabs in _slabs(pixels, clip):
+        parts.append(_measured(flat))
+        if flat.shape[1]:
+            low, high = np.minimum(low, flat.min(axis=1)), np.maximum(high, flat.max(axis=1))
+            samples.append(flat[:, :: max(1, flat.shape[1] * slabs // PIXELS)].copy())
+    return _Partial(_merged(parts, channels), low, high, np.concatenate(samples, axis=1), total)
+
+
+def _slabs(pixels: Pixels, clip: tuple[float, float] | None) -> Iterator[tuple[npt.NDArray[Any], int]]:
+    """The valid values [C, n], clipped, a bounded number at a time, and how many such parts there are."""
     values, valid = pixels.values, pixels.valid
-    flat = values.reshape(len(values), -1) if valid is None else values[:, valid]
-    total = int(np.prod(values.shape[1:]))
-    if flat.shape[1] == 0:
-        empty = np.zeros(len(values))
-        return _Partial(_Moments(0, empty, empty), empty + np.inf, empty - np.inf, flat, total)
-    if clip is not None:
-        flat = np.clip(flat, *clip)
-    mean = flat.mean(axis=1, dtype=np.float64)
-    squares = np.square(flat - mean[:, None]).sum(axis=1, dtype=np.float64)
-    stride = max(1, flat.shape[1] // PIXELS)
-    low, high = flat.min(axis=1).astype(float), flat.max(axis=1).astype(float)
-    return _Partial(_Moments(flat.shape[1], mean, squares), low, high, flat[:, ::stride].copy(), total)
+    slabs = max(1, min(values.shape[1], values[0].size // SLAB))
+    edges = np.linspace(0, values.shape[1], slabs + 1).astype(int)
+    for first, last in itertools.pairwise(edges):
+        part = values[:, first:last]
+        flat = part.reshape(len(values), -1) if valid is None else part[:, valid[first:last]]
+        yield (flat if clip is None else np.clip(flat, *clip)), slabs
+
+
+def _measured(channels: Sequence[npt.NDArray[Any]] | npt.NDArray[Any]) -> _Moments:
+    """Moments of the values of each channel, [C, n] or C arrays of any length."""
+    means = np.array([own.mean(dtype=np.float64) if len(own) else 0.0 for own in channels])
+    squares = [np.square(own - mean).sum(dtype=np.float64) for own, mean in zip(channels, means, strict=True)]
+    return _Moments(np.array([float(len(own)) for own in channels]), means, np.array(squares))
+
+
+def _merged(parts: Sequence[_Moments], channels: int) -> _Moments:
+    zero = np.zeros(channels)
+    return functools.reduce(_Moments.merged, parts) if parts else _Moments(zero, zero, zero)
 
 
 def gather(images: Iterable[Pixels], clip: tuple[float, float] | None = None) -> Statistics:
@@ -108,10 +142,8 @@ def gather(images: Iterable[Pixels], clip: tuple[float, float] | None = None) ->
     parts = [_partial(pixels, clip) for pixels in images]
     if not parts:
         raise DataError("none of the images looked at can be decoded: 'maectl inspect' says why")
-    whole = parts[0].moments
-    for part in parts[1:]:
-        whole = whole.merged(part.moments)
-    if whole.count == 0:
+    whole = _merged([part.moments for part in parts], 0)
+    if not whole.count.any():
         raise DataError(f"no valid pixel in {len(parts):,} images (all nodata, transparent or not finite)")
     sample = np.concatenate([part.sample for part in parts], axis=1)
     tails = np.percentile(sample, (0.1, 0.5, 99.5, 99.9), axis=1).tolist()
@@ -124,25 +156,34 @@ def gather(images: Iterable[Pixels], clip: tuple[float, float] | None = None) ->
         p0_5=tails[1],
         p99_5=tails[2],
         p99_9=tails[3],
-        pixels=whole.count,
-        invalid_fraction=1 - whole.count / sum(part.total for part in parts),
+        pixels=int(whole.count[0]),
+        invalid_fraction=1 - int(whole.count[0]) / sum(part.total for part in parts),
         sources=len(parts),
     )
 
 
 def _deviation(whole: _Moments) -> Floats:
-    deviation = np.sqrt(whole.squares / max(whole.count, 1))
+    deviation = np.sqrt(whole.squares / np.maximum(whole.count, 1))
     return np.where(deviation > 0, deviation, 1.0)
 
 
 @dataclass(frozen=True)
 class Normalizer:
-    """(clip(x) − mean) / std a channel. With ``image`` mean and std are each source's own, given at use."""
+    """(clip(x) − mean) / std a channel. With ``image`` mean and std are each source's own, given at use;
+    with ``foreground`` too, those of its brighter part."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     clip: tuple[tuple[float, ...], tuple[float, ...]] | None  # low and high a channel, in the unit
     image: bool = False
+    foreground: bool = False
+
+    def constants(self, whole: Callable[[], Pixels]) -> tuple[Floats, Floats]:
+        """Mean and deviation [C] that normalise a source; its pixels are asked for only where they decide."""
+        if not self.image:
+            return np.array(self.mean), np.array(self.std)
+        limits = None if self.clip is None else (self.clip[0][0], self.clip[1][0])
+        return moments(whole(), limits, foreground=self.foreground)
 
     @classmethod
     def of(
@@ -160,4 +201,5 @@ class Normalizer:
             low, high = np.array(statistics.p0_5), np.array(statistics.p99_5)
             half = np.where(high > low, (high - low) / 2, 1.0)
             return cls(tuple((low + half).tolist()), tuple(half.tolist()), (tuple(low), tuple(high)))
-        return cls(tuple(statistics.mean), tuple(statistics.std), limits, image=mode == "image")
+        own = mode in ("image", "foreground")
+        return cls(tuple(statistics.mean), tuple(statistics.std), limits, own, mode == "foreground")

@@ -39,10 +39,11 @@ def matcher(paths: Sequence[str], folder: str) -> Callable[[str], list[int]]:
     ``folder`` in front, or a folder (a series, a patient): that names all sources in it.
     """
     root = "/" + os.path.abspath(folder).replace(os.sep, "/").strip("/")
-    exact = {path: [row] for row, path in enumerate(paths)}
+    exact: dict[str, list[int]] = defaultdict(list)  # several sources may share a file
     ends: dict[str, list[int]] = defaultdict(list)
     below: dict[str, list[int]] = defaultdict(list)
     for row, path in enumerate(paths):
+        exact[path].append(row)
         parts = path.split("/")
         for i in range(1, len(parts)):
             ends["/".join(parts[i:])].append(row)
@@ -56,6 +57,6 @@ def matcher(paths: Sequence[str], folder: str) -> Callable[[str], list[int]]:
             if rows and (i == 0 or root.endswith("/" + "/".join(parts[:i]))):
                 return rows
         rows = ends.get("/".join(parts), [])
-        return rows if len(rows) == 1 else []
+        return rows if len({paths[row] for row in rows}) == 1 else []
 
     return match

@@ -19,17 +19,19 @@ from maectl.heldout import HeldOut
 from maectl.index import Index, Rejects, held_out, write_quarantine
 from maectl.mae import MaskedAutoencoder, kept
 from maectl.optim import adamw
+from maectl.planes import extents, patch_length
 from maectl.prepare import Prepared, prepare
 from maectl.recipe import Recipe
 from maectl.store import Reader
 from maectl.stream import Stream
-from maectl.warmstart import check, start_from
+from maectl.warmstart import check, named, start_from
 from maectl.windows import Crop
 
 __all__ = ["Request", "Training", "assembled", "begin", "measure_first"]
 
 MICRO_BATCH = {"cpu": 64, "cuda": 256, "mps": 128}  # images at once, where the recipe says auto
-FLIPS = {"horizontal": 1, "vertical": 0}  # spatial axes of an image
+ENLARGED = 2.5  # times, from which on a smaller model is recommended
+FLIPS = {"horizontal": -1, "vertical": -2, "depth": -3}  # spatial axes of what the model sees
 
 
 @dataclass(frozen=True)
@@ -132,12 +134,12 @@ def _identity(request: Request, prepared: Prepared, where: torch.device) -> dict
     return {
         "folders": [str(Path(folder).absolute()) for folder in request.folders],
         "adapter": prepared.adapter.name,
-        "init": request.init,
+        "init": named(request.init),
         "images": len(prepared.index),
         "held_out": len(prepared.held),
         "rejected": len(prepared.rejects),
         "foreign_files": prepared.foreign,
-        "store": None if prepared.reader.store is None else str(prepared.reader.store.folder.parent),
+        "store": _store(prepared),
         "seed": prepared.recipe.train.seed,
         "precision": device.precision(prepared.recipe.train.precision, where),
         "patches": patches,
@@ -148,6 +150,12 @@ def _identity(request: Request, prepared: Prepared, where: torch.device) -> dict
         "data_wait_fraction": 0.0,
         "provenance": run.provenance(where),
     }
+
+
+def _store(prepared: Prepared) -> str | None:
+    """Where the store is, for run.json; of one beside the run not as a path, for a path may name a person."""
+    asked = prepared.recipe.data.store
+    return None if prepared.reader.store is None else "auto" if asked == "auto" else str(Path(asked).absolute())
 
 
 def _config(prepared: Prepared) -> Config:
@@ -167,6 +175,10 @@ def _config(prepared: Prepared) -> Config:
         axis=data.axis,
         crop=data.crop,
         spacing=commonest.spacing,
+        patch=patch_length(
+            index, tuple(map(int, model.image_size)), tuple(map(int, model.patch_size)), data.crop, data.axis
+        ),
+        length=prepared.adapter.length,
     )
 
 
@@ -181,12 +193,14 @@ def assembled(
     size = tuple(int(side) for side in config.model["image_size"])
     views = Views(
         reader=reader,
-        crop=Crop(size, data.crop_scale, data.crop_ratio, tuple(FLIPS[flip] for flip in data.flip)),
+        crop=Crop(size, data.crop_scale, data.crop_ratio, _flips(data.flip, len(size))),
         window=data.crop,
         normalizer=config.normalizer,
         min_valid=data.min_valid,
         patches=about["patches"],
         seed=about["seed"],
+        min_contrast=data.min_contrast,
+        axis=data.axis,
         rejected=_Quarantine(index, rejects, data.max_bad),
     )
     loader = Loader(views, device.loader_threads(request.workers), pin=where.type == "cuda")
@@ -195,6 +209,13 @@ def assembled(
     measured = HeldOut(loader, held, config.normalizer, where, about["precision"])
     stream = Stream(train, about.get("batch_size", budget.LEAST_BATCH), about["seed"], views.per_epoch(train))
     return Training(request, about, chosen, config, model, optimizer, views, loader, stream, measured, rejects, where)
+
+
+def _flips(names: Sequence[str], dimensions: int) -> tuple[int, ...]:
+    """The axes to reverse. Raises UsageError for a depth that a 2-D model does not see."""
+    if "depth" in names and dimensions < 3:
+        raise UsageError("data.flip depth: a 2-D model sees no depth; leave it out")
+    return tuple(dimensions + FLIPS[name] for name in names)
 
 
 @dataclass
@@ -289,6 +310,7 @@ def _tell(training: Training, prepared: Prepared) -> None:
         f"model: {training.recipe.model.size}, {weights:.1f} M weights, {about['patches']} patches an image; "
         f"{about['provenance']['device']}, {about['precision']}"
     )
+    _tell_patch(training, prepared)
     if training.device.type == "cpu" and training.recipe.model.size not in ("tiny", "small"):
         console.say(f"a {training.recipe.model.size} model is slow on a CPU: --set model.size=tiny is made for it")
     smaller = about["batch_size"] < train.batch_size
@@ -297,6 +319,22 @@ def _tell(training: Training, prepared: Prepared) -> None:
         f"peak lr {about['lr']:.2e}, {about['warmup_steps']:,} warm-up steps"
         + (f"; the recipe's batch is {train.batch_size} at most: more steps are worth more here" if smaller else "")
     )
+
+
+def _tell_patch(training: Training, prepared: Prepared) -> None:
+    """What a patch spans, and how far images are enlarged: both decide what can be learnt."""
+    model, data, index = training.config.model, training.recipe.data, prepared.index
+    size = tuple(int(side) for side in model["image_size"])
+    if training.config.patch is not None:
+        console.say(
+            f"a patch is {' x '.join(f'{side:.3g}' for side in training.config.patch)} {training.config.length}"
+        )
+    seen = np.median(extents(index, len(size), data.axis), axis=0)
+    if data.crop == "image" and (times := max(np.array(size) / seen)) >= ENLARGED:
+        console.warn(
+            f"images are enlarged {times:.1f} times to {'x'.join(map(str, size))}: --set model.image_size=auto "
+            "--set model.patch_size=auto fits them"
+        )
 
 
 def _make_folder(training: Training, prepared: Prepared) -> None:

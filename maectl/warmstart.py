@@ -1,5 +1,6 @@
 """Start from weights there are: a run of maectl, an exported encoder, or a timm model (``--init``)."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from maectl import checkpoint, console
 from maectl.errors import RunError, UsageError
 from maectl.mae import MaskedAutoencoder, encoder_state
 
-__all__ = ["check", "start_from"]
+__all__ = ["check", "named", "start_from"]
 
 POSITIONS = {"pos_embed", "decoder_pos_embed"}  # fixed by the grid, never learnt: always the model's own
 
@@ -18,6 +19,15 @@ def check(spec: str) -> None:
     """Raise UsageError for weights that are plainly not there, before anything costly is done."""
     if not spec.startswith("timm:") and not Path(spec).exists():
         raise UsageError(f"--init {spec}: neither a run, a file nor timm:NAME")
+
+
+def named(spec: str | None) -> str | None:
+    """Which weights they were, for run.json: timm's name, or a hash of the weights; a path may name a person."""
+    if spec is None or spec.startswith("timm:"):
+        return spec
+    path = checkpoint.load(spec).path
+    with (path if path.is_file() else path / "model.safetensors").open("rb") as file:
+        return f"blake2b:{hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()}"
 
 
 def start_from(spec: str, model: MaskedAutoencoder) -> str | None:

@@ -42,19 +42,22 @@ class Draws:
     shapes  [B, TRIES, 2] area and aspect of the crops tried
     places  [B, D] where the crop lies
     flips   [B, D]
+    depths  [B] which slice of a volume
     """
 
     shapes: Floats
     places: Floats
     flips: Floats
+    depths: Floats
 
 
-def draw(generator: np.random.Generator, batch: int, dimensions: int) -> Draws:
-    """The draws of a batch, always in the same order."""
+def draw(generator: np.random.Generator, batch: int, dimensions: int, *, slices: bool = False) -> Draws:
+    """The draws of a batch, always in the same order; of a slice only with ``slices``."""
     return Draws(
         shapes=generator.random((batch, TRIES, 2)),
         places=generator.random((batch, dimensions)),
         flips=generator.random((batch, dimensions)),
+        depths=generator.random(batch) if slices else np.zeros(batch),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     ["errors", "adapter"],
-    ["console", "registry", "recipe", "windows", "stream", "index", "scan", "stats", "store", "tables",
+    ["console", "registry", "recipe", "windows", "stream", "index", "planes", "scan", "stats", "store", "tables",
      "labels", "bootstrap", "solvers", "scoring", "prepare", "inspection"],
     ["positions", "vit", "mae", "baselines", "optim", "device", "resize", "dataset", "checkpoint", "warmstart", "run",
      "features", "tiling", "fidelity", "panels", "restoration"],

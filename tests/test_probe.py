@@ -10,12 +10,14 @@ from conftest import SMALL, picture
 from PIL import Image
 
 from maectl import checkpoint
+from maectl.adapter import Pixels
 from maectl.errors import DataError, RunError, UsageError
-from maectl.features import central, features, image_statistics, load_whole, thumbnails
+from maectl.features import Members, central, extract
 from maectl.index import Index
 from maectl.pretrain import Request, pretrain
 from maectl.probe import probe, report
 from maectl.registry import load
+from maectl.resize import resize
 from maectl.store import Reader
 
 METRICS = {"accuracy", "balanced_accuracy", "auroc", "f1_macro", "ci95"}
@@ -181,18 +183,24 @@ def test_features_statistics_and_thumbnails_of_one_image_are_what_they_say(run: 
     index = Index(run / "index.arrow")
     reader = Reader(index, load("natural")(channels=3))
     rows = np.arange(3)
-    whole, bad = load_whole(reader, found.config, rows, 1, lambda done, total: None)
-    assert not bad
-    image = whole.images[1].reshape(3, -1).astype(float)
-    expected = np.concatenate((image.mean(axis=1), image.std(axis=1), image.min(axis=1), image.max(axis=1)))
-    np.testing.assert_allclose(image_statistics(whole)[1], expected, rtol=1e-5)
-    assert thumbnails(whole, found.config).shape == (3, 3 * 16 * 16)
     model = found.model()
-    frozen = features(model, found.config, whole, torch.device("cpu"), lambda done, total: None)
-    normalised = (torch.from_numpy(whole.images).float() - torch.tensor(whole.mean)[..., None, None]) / torch.tensor(
-        whole.std
-    )[..., None, None]
+    members = Members(rows, np.full(3, -1), np.arange(3))
+    frozen = extract(reader, found.config, members, {"it": model}, torch.device("cpu"), 1, lambda done, total: None)
+    assert not frozen.unread
+    assert frozen.items.tolist() == [0, 1, 2]
+    mean = np.array(found.config.normalizer.mean)
+    seen = []
+    for row in range(3):
+        whole = reader.read(row).values
+        seen.append(resize(Pixels(whole[(slice(None), *central(whole.shape[1:], (32, 32)))]), (32, 32), mean).values)
+    image = seen[1].reshape(3, -1).astype(float)
+    expected = np.concatenate((image.mean(axis=1), image.std(axis=1), image.min(axis=1), image.max(axis=1)))
+    np.testing.assert_allclose(frozen.values["image_stats"]["stats"][1], expected, rtol=1e-5)
+    assert frozen.values["thumbnails"]["thumbnails"].shape == (3, 3 * 16 * 16)
+    shift, scale = (
+        torch.tensor(each, dtype=torch.float32)[:, None, None] for each in (mean, found.config.normalizer.std)
+    )
     with torch.no_grad():
-        tokens = model.encode(normalised)
-    np.testing.assert_allclose(frozen["cls"], tokens[:, 0], atol=1e-5)
-    np.testing.assert_allclose(frozen["mean"], tokens[:, 1:].mean(dim=1), atol=1e-5)
+        tokens = model.encode((torch.from_numpy(np.stack(seen)).float() - shift) / scale)
+    np.testing.assert_allclose(frozen.values["it"]["cls"], tokens[:, 0], atol=1e-5)
+    np.testing.assert_allclose(frozen.values["it"]["mean"], tokens[:, 1:].mean(dim=1), atol=1e-5)

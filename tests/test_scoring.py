@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from maectl import bootstrap, scoring, solvers
 from maectl.errors import DataError, UsageError
-from maectl.labels import Labels
+from maectl.labels import WHOLE, Labels
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -33,7 +33,9 @@ def blobs(
     targets = kinds[groups] if multi else kinds[groups].argmax(axis=1)
     x = centre + 0.3 * rng.normal(size=(n, d)) + 5
     train = groups < 0.6 * groups.max()
-    return (x @ (np.eye(d) + 0.5)).astype(np.float32), Labels(CLASSES[:k], targets, np.arange(n), train, groups, "", [])
+    rows, whole = np.arange(n), np.full(n, WHOLE)
+    labels = Labels(CLASSES[:k], targets, rows, whole, rows, train, groups, "", [])
+    return (x @ (np.eye(d) + 0.5)).astype(np.float32), labels
 
 
 def test_standardise_uses_the_training_part_alone_and_silences_constant_features() -> None:
