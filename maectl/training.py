@@ -16,15 +16,16 @@ from maectl.checkpoint import Config
 from maectl.dataset import Batch, Loader, Views
 from maectl.errors import TrainingError, UsageError
 from maectl.heldout import HeldOut
+from maectl.identity import config_of, identity
 from maectl.index import Index, Rejects, held_out, write_quarantine
-from maectl.mae import MaskedAutoencoder, kept
+from maectl.mae import MaskedAutoencoder
 from maectl.optim import adamw
-from maectl.planes import extents, patch_length
+from maectl.planes import extents
 from maectl.prepare import Prepared, prepare
 from maectl.recipe import Recipe
 from maectl.store import Reader
 from maectl.stream import Stream
-from maectl.warmstart import check, named, start_from
+from maectl.warmstart import check, start_from
 from maectl.windows import Crop
 
 __all__ = ["Request", "Training", "assembled", "begin", "measure_first"]
@@ -94,8 +95,8 @@ def begin(request: Request, work: Path, begun: float, optimizer_step: Callable[[
         work=work,
         workers=request.workers,
     )
-    about = _identity(request, prepared, device.pick())
-    training = assembled(request, prepared.recipe, _config(prepared), prepared.reader, prepared.rejects, about)
+    about = identity(request.folders, request.init, prepared, device.pick())
+    training = assembled(request, prepared.recipe, config_of(prepared), prepared.reader, prepared.rejects, about)
     if request.init is not None:
         licence = start_from(request.init, training.model)
         training.config = training.config.model_copy(update={"weights_licence": licence})
@@ -125,61 +126,6 @@ def _overrides(request: Request) -> list[str]:
     if request.dry_run:
         overrides += ["data.store=off"]
     return overrides
-
-
-def _identity(request: Request, prepared: Prepared, where: torch.device) -> dict[str, Any]:
-    """run.json as far as it is known before the length of the run is settled."""
-    model = prepared.recipe.model
-    patches = int(np.prod([s // p for s, p in zip(model.image_size, model.patch_size, strict=True)]))  # type: ignore[operator]
-    return {
-        "folders": [str(Path(folder).absolute()) for folder in request.folders],
-        "adapter": prepared.adapter.name,
-        "init": named(request.init),
-        "images": len(prepared.index),
-        "held_out": len(prepared.held),
-        "rejected": len(prepared.rejects),
-        "foreign_files": prepared.foreign,
-        "store": _store(prepared),
-        "seed": prepared.recipe.train.seed,
-        "precision": device.precision(prepared.recipe.train.precision, where),
-        "patches": patches,
-        "removed_patches": patches - kept(patches, model.mask_ratio),
-        "step": 0,
-        "seconds": 0.0,
-        "images_per_s": 0.0,
-        "data_wait_fraction": 0.0,
-        "provenance": run.provenance(where),
-    }
-
-
-def _store(prepared: Prepared) -> str | None:
-    """Where the store is, for run.json; of one beside the run not as a path, for a path may name a person."""
-    asked = prepared.recipe.data.store
-    return None if prepared.reader.store is None else "auto" if asked == "auto" else str(Path(asked).absolute())
-
-
-def _config(prepared: Prepared) -> Config:
-    index, data, model = prepared.index, prepared.recipe.data, prepared.recipe.model
-    commonest = max(index.kinds, key=lambda each: each[1])[0]
-    return Config(
-        model={"channels": len(commonest.channels), **model.arguments()},
-        mask_ratio=model.mask_ratio,
-        adapter=prepared.adapter.name,
-        options=prepared.adapter.model_dump(mode="json"),
-        channels=commonest.channels,
-        dtype=commonest.dtype,
-        unit=commonest.unit,
-        normalizer=prepared.normalizer,
-        statistics=prepared.statistics.json(),
-        display=data.display,
-        axis=data.axis,
-        crop=data.crop,
-        spacing=commonest.spacing,
-        patch=patch_length(
-            index, tuple(map(int, model.image_size)), tuple(map(int, model.patch_size)), data.crop, data.axis
-        ),
-        length=prepared.adapter.length,
-    )
 
 
 def assembled(

@@ -9,10 +9,11 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     ["errors", "adapter"],
     ["console", "registry", "recipe", "windows", "stream", "index", "planes", "scan", "stats", "store", "tables",
-     "labels", "bootstrap", "solvers", "scoring", "prepare", "inspection"],
+     "annotations", "labels", "bootstrap", "solvers", "scoring", "prepare", "inspection"],
     ["positions", "vit", "mae", "baselines", "optim", "device", "resize", "dataset", "checkpoint", "warmstart", "run",
      "features", "tiling", "fidelity", "panels", "restoration"],
-    ["heldout", "progress", "budget", "training", "resume", "pretrain", "probe", "reconstruct", "doctor", "demo"],
+    ["heldout", "progress", "budget", "identity", "training", "resume", "pretrain", "probe",
+     "reconstruct", "doctor", "demo"],
     ["cli", "__main__"],
 ]  # fmt: skip
 ORDER = [name for floor in FLOORS for name in floor]
@@ -50,7 +51,7 @@ def test_the_lower_floors_know_no_torch(name: str):
 
 def test_the_core_imports_no_adapter():
     for path in PACKAGE.values():
-        assert not {each.split(".")[0] for each in imported(path)} & {"maectl_natural"}
+        assert not {each.split(".")[0] for each in imported(path)} & {"maectl_natural", "maectl_medical"}
 
 
 def test_adapters_import_the_contract_only():

@@ -31,7 +31,7 @@ def test_shrunk_bytes_are_pillows_to_one_grey_level(height, width, out):
     assert found.valid is None
     apart = np.abs(found.values.astype(int) - by_pillow(values, out))
     assert apart.max() <= 2
-    assert (apart > 1).sum() <= 1
+    assert (apart > 1).sum() <= 2
 
 
 @settings(deadline=None, max_examples=60)
