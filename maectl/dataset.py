@@ -18,11 +18,11 @@ from torch import Tensor
 from maectl.adapter import Pixels, Source
 from maectl.errors import TrainingError, Unreadable
 from maectl.planes import along_each, flat, rest, slab
-from maectl.resize import resize
+from maectl.resize import pad, resize
 from maectl.stats import Normalizer
 from maectl.store import Reader
 from maectl.stream import REDRAW, TRAIN, Stream, generator
-from maectl.windows import Crop, Draws, crop_pixels, draw, place
+from maectl.windows import Crop, Draws, Span, crop_pixels, draw, place
 
 __all__ = ["Batch", "Loader", "Views", "normalise"]
 
@@ -137,9 +137,9 @@ class Views:
         """Read, crop and resize some items of a batch into place."""
         images = pending.images.numpy()
         for item in items:
-            row, pixels, flips = self._view(pending, item, step, purpose)
+            row, pixels, span, flips = self._view(pending, item, step, purpose)
             mean, std = self._constants(row)
-            pixels = resize(pixels, self.crop.size, mean)
+            pixels = resize(pad(pixels, span), self.crop.size, mean)
             # reversing the output is reversing the input: the filters are symmetric
             turn = tuple(slice(None, None, -1 if axis in flips else 1) for axis in range(len(self.crop.size)))
             images[item] = pixels.values[(slice(None), *turn)]
@@ -149,17 +149,20 @@ class Views:
                 pending.mean[item], pending.std[item] = torch.from_numpy(mean), torch.from_numpy(std)
             pending.rows[item] = row
 
-    def _view(self, pending: "_Pending", item: int, step: int, purpose: int) -> tuple[int, Pixels, tuple[int, ...]]:
-        """The row and crop of one item: drawn again while invalid pixels prevail or a source is unreadable."""
+    def _view(self, pending: "_Pending", item: int, step: int, purpose: int) -> tuple[int, Pixels, Span, Span]:
+        """The row and crop of one item, its span and the axes to reverse.
+
+        Drawn again while invalid or flat pixels prevail or a source is unreadable.
+        """
         row, best = int(pending.rows[item]), -1.0
         draws, at = pending.draws, item
-        found: tuple[int, Pixels, tuple[int, ...]] | None = None
+        found: tuple[int, Pixels, Span, Span] | None = None
         for attempt in range(REDRAWS):
             if attempt:
                 again = generator(self.seed, step, REDRAW + purpose, item, attempt)
                 draws, at = draw(again, 1, len(self.crop.size), slices=self.slices), 0
             try:
-                pixels, flips = self._read(row, draws, at)
+                pixels, span, flips = self._read(row, draws, at)
             except Unreadable as error:
                 self._bury(row, str(error))
                 other = generator(self.seed, step, REDRAW + purpose, item, REDRAWS + attempt)
@@ -167,23 +170,23 @@ class Views:
                 continue
             worth = self._worth(pixels, row)
             if worth > best:
-                found, best = (row, pixels, flips), worth
+                found, best = (row, pixels, span, flips), worth
             if worth >= ENOUGH:
                 break
         if found is None:
             raise TrainingError(f"{REDRAWS} sources in a row cannot be read: is the folder still there?")
         return found
 
-    def _read(self, row: int, draws: Draws, item: int) -> tuple[Pixels, tuple[int, ...]]:
+    def _read(self, row: int, draws: Draws, item: int) -> tuple[Pixels, Span, Span]:
         if row in self._dead:
             raise Unreadable("known to be unreadable")
         crop, axis, extent = self.crop, int(self._along[row]), self._shapes[row, 1:]
         if self.window != "image":
             crop = replace(crop, window=self._window(self.reader.index[row].spacing, axis))
         self._constants(row)  # looked up again once it is known that the row can be read
-        window, flips = place(crop, draws, item, rest(extent, axis))
+        window, span, flips = place(crop, draws, item, rest(extent, axis))
         window = slab(axis, int(draws.depths[item] * extent[axis]), window)
-        return flat(self.reader.read(row, window), axis), flips
+        return flat(self.reader.read(row, window), axis), span, flips
 
     def _worth(self, pixels: Pixels, row: int) -> float:
         """2 for a crop with enough that is valid and enough contrast, else less: the better one has more."""

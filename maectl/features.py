@@ -24,9 +24,9 @@ from maectl.dataset import Batch, normalise
 from maectl.errors import Unreadable
 from maectl.mae import MaskedAutoencoder
 from maectl.planes import along, flat, rest, slab
-from maectl.resize import resize
+from maectl.resize import pad, resize
 from maectl.store import Reader, in_order
-from maectl.windows import cover, crop_pixels
+from maectl.windows import Span, cover, crop_pixels
 
 __all__ = ["Features", "Members", "Whole", "central", "extract", "features", "image_statistics", "looks", "thumbnails"]
 
@@ -98,26 +98,27 @@ def central(extent: tuple[int, ...], size: tuple[int, ...]) -> tuple[slice, ...]
     return tuple(slice((e - side) // 2, (e - side) // 2 + side) for e, side in zip(extent, sides, strict=True))
 
 
-def looks(source: Source, config: Config, place: int = -1) -> tuple[int, list[Window]]:
-    """The axis that is sliced (-1: none), and the windows of a source (or of one slice) that its features see."""
+def looks(source: Source, config: Config, place: int = -1) -> tuple[int, list[tuple[Window, Span]]]:
+    """The axis that is sliced (-1: none), and what features see of a source (or of one slice): windows and spans."""
     size = tuple(int(side) for side in config.model["image_size"])
     axis = along(source, len(size), config.axis)
     extent = rest(source.shape[1:], axis)
     spacing = source.spacing if source.spacing is None or axis < 0 else tuple(np.delete(source.spacing, axis))
     window = crop_pixels(config.crop, size, spacing)
     if window is None:
-        planes: list[Window] = [central(extent, size)]
+        whole = tuple(slice(0, e) for e in extent) if len(size) == 3 else central(extent, size)
+        planes, span = [whole], extent
     else:
-        sides = [max(1, min(e, round(w))) for e, w in zip(extent, window, strict=True)]
-        starts = [_spread(cover(e, side, 0), CROPS) for e, side in zip(extent, sides, strict=True)]
+        span = tuple(max(1, round(w)) for w in window)
+        starts = [_spread(cover(e, side, 0), CROPS) for e, side in zip(extent, span, strict=True)]
         planes = [
-            tuple(slice(start, start + side) for start, side in zip(corner, sides, strict=True))
+            tuple(slice(start, min(start + side, e)) for start, side, e in zip(corner, span, extent, strict=True))
             for corner in product(*starts)
         ]
     if axis < 0:
-        return axis, planes
+        return axis, [(plane, span) for plane in planes]
     chosen = [place] if place >= 0 else _spread(range(source.shape[1 + axis]), SLICES)
-    return axis, [slab(axis, number, plane) for number in chosen for plane in planes]
+    return axis, [(slab(axis, number, plane), span) for number in chosen for plane in planes]
 
 
 def _spread(of: Sequence[int], most: int) -> list[int]:
@@ -148,9 +149,11 @@ def _views(reader: Reader, config: Config, rows: Ints, places: Ints, members: Se
         mean, std = config.normalizer.constants(lambda: reader.read(row) if whole is None else whole)
         views = []
         for member, axis, windows in wanted:
-            for window in windows:
-                cut = reader.read(row, window) if whole is None else _cut(whole, window)
-                views.append(_View(member, resize(flat(cut, axis), size, mean), mean, std))
+            for window, span in windows:
+                cut = flat(reader.read(row, window) if whole is None else _cut(whole, window), axis)
+                views.append(
+                    _View(member, resize(cut if config.crop == "image" else pad(cut, span), size, mean), mean, std)
+                )
     except Unreadable as error:
         return str(error)
     return views

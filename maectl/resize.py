@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from maectl.adapter import Pixels
 
-__all__ = ["resize"]
+__all__ = ["pad", "resize"]
 
 Bools = npt.NDArray[np.bool_]
 
@@ -35,6 +35,16 @@ def resize(pixels: Pixels, size: tuple[int, ...], fill: npt.NDArray[np.float64])
     if valid is not None:
         valid = _resized_validity(valid, size)
     return Pixels(_bicubic(values, size) if len(size) == 2 else _linear(values, size), valid)
+
+
+def pad(pixels: Pixels, span: tuple[int, ...]) -> Pixels:
+    """A cut in the middle of ``span`` pixels, of which those outside of the cut are invalid."""
+    have = pixels.values.shape[1:]
+    if all(s <= h for s, h in zip(span, have, strict=True)):
+        return pixels
+    sides = [((s - h) // 2, s - h - (s - h) // 2) if s > h else (0, 0) for s, h in zip(span, have, strict=True)]
+    valid = np.ones(have, np.bool_) if pixels.valid is None else pixels.valid
+    return Pixels(np.pad(pixels.values, [(0, 0), *sides]), np.pad(valid, sides))
 
 
 def _bicubic(values: npt.NDArray[np.generic], size: tuple[int, ...]) -> npt.NDArray[np.generic]:

@@ -29,10 +29,10 @@ from maectl.errors import RunError, Unreadable, UsageError
 from maectl.fidelity import compared, fidelity, nearest_visible, patch_means
 from maectl.mae import MaskedAutoencoder
 from maectl.planes import along, rest
-from maectl.resize import resize
+from maectl.resize import pad, resize
 from maectl.stream import RECONSTRUCT, generator
 from maectl.tiling import Layout, back, inpaint, layout, masks, places, spread
-from maectl.windows import crop_pixels
+from maectl.windows import crop_pixels, room
 
 __all__ = ["Job", "restore"]
 
@@ -92,9 +92,8 @@ def restore(job: Job, name: str, source: Source, place: int, path: Path) -> dict
     """Reconstruct, write and measure one image. Raises Unreadable."""
     axis = _check(source, job.config)
     pixels = job.adapter.read(source)
-    plan = _plan(source, job.config, axis)
-    constants = job.config.normalizer.constants(lambda: pixels)
-    done, count = _whole(job, pixels, plan, constants, axis, place)
+    sight = _sight(source, pixels, job.config, axis)
+    done, count = _whole(job, pixels, sight, place)
     if not done.measured.any():
         raise Unreadable("no valid pixel lies in the patches removed (--cover removes every one)")
     peak, at = _peak(source, job.config), done.measured
@@ -104,8 +103,8 @@ def restore(job: Job, name: str, source: Source, place: int, path: Path) -> dict
         **fidelity(done.values, done.predicted, at, peak, {key: each[:, at] for key, each in done.rivals.items()}),
         "mask_ratio": job.mask_ratio,
         "masks": count,
-        "tiles": len(plan.tiles),
-        "seen_size": list(plan.size),
+        "tiles": len(sight.plan.tiles),
+        "seen_size": list(sight.plan.size),
         "slices": None if axis < 0 else source.axes[axis],
         "clip": None if job.config.normalizer.clip is None else [side[0] for side in job.config.normalizer.clip],
         "unit": source.unit,
@@ -135,25 +134,43 @@ def _check(source: Source, config: Config) -> int:
         raise Unreadable(f"it has {len(source.shape) - 1} dimensions: {error}") from None
 
 
-def _plan(source: Source, config: Config, axis: int) -> Layout:
+@dataclass(frozen=True)
+class _Sight:
+    """How an image meets the model.
+
+    axis       the axis that is sliced, -1 for none
+    plan       the layout of what the model sees, the image or one slice of it
+    span       the extent that is padded to before
+    constants  mean and deviation [C] that normalise it
+    """
+
+    axis: int
+    plan: Layout
+    span: tuple[int, ...]
+    constants: Constants
+
+
+def _sight(source: Source, pixels: Pixels, config: Config, axis: int) -> _Sight:
     size, patch = (tuple(config.model[key]) for key in ("image_size", "patch_size"))
     spacing = source.spacing if source.spacing is None or axis < 0 else tuple(np.delete(source.spacing, axis))
-    return layout(rest(source.shape[1:], axis), size, patch, crop_pixels(config.crop, size, spacing))
+    window = crop_pixels(config.crop, size, spacing)
+    span = room(rest(source.shape[1:], axis), window)
+    return _Sight(axis, layout(span, size, patch, window), span, config.normalizer.constants(lambda: pixels))
 
 
-def _whole(job: Job, pixels: Pixels, plan: Layout, constants: Constants, axis: int, place: int) -> tuple[_Done, int]:
+def _whole(job: Job, pixels: Pixels, sight: _Sight, place: int) -> tuple[_Done, int]:
     """The image reconstructed, slice by slice where the model sees slices, and under how many masks."""
-    parts = [_reconstructed(job, pixels, plan, constants, generator(job.seed, place, RECONSTRUCT))] if axis < 0 else [
-        _reconstructed(job, each, plan, constants, generator(job.seed, place, RECONSTRUCT, number))
-        for number, each in enumerate(_planes(pixels, axis))
-    ]  # fmt: skip
-    done, count = parts[0]
-    if axis < 0:
-        return done, count
-    names = ("predicted", "where", "removed")
-    stacked = {name: np.stack([getattr(part, name) for part, _ in parts], axis - done.where.ndim - 1) for name in names}
-    rivals = {name: np.stack([part.rivals[name] for part, _ in parts], axis + 1) for name in done.rivals}
-    return _Done(pixels.values, pixels.valid, **stacked, rivals=rivals), count
+    if sight.axis < 0:
+        return _reconstructed(job, pixels, sight, generator(job.seed, place, RECONSTRUCT))
+    parts = [
+        _reconstructed(job, plane, sight, generator(job.seed, place, RECONSTRUCT, number))
+        for number, plane in enumerate(_planes(pixels, sight.axis))
+    ]
+    stacked = {name: np.stack([getattr(part, name) for part, _ in parts], sight.axis) for name in ("where", "removed")}
+    predicted = np.stack([part.predicted for part, _ in parts], sight.axis + 1)
+    names = parts[0][0].rivals
+    rivals = {name: np.stack([part.rivals[name] for part, _ in parts], sight.axis + 1) for name in names}
+    return _Done(pixels.values, pixels.valid, predicted, **stacked, rivals=rivals), parts[0][1]
 
 
 def _planes(pixels: Pixels, axis: int) -> Iterator[Pixels]:
@@ -162,22 +179,28 @@ def _planes(pixels: Pixels, axis: int) -> Iterator[Pixels]:
         yield Pixels(pixels.values[(slice(None), *at)], None if pixels.valid is None else pixels.valid[at])
 
 
-def _reconstructed(
-    job: Job, pixels: Pixels, plan: Layout, constants: Constants, chance: np.random.Generator
-) -> tuple[_Done, int]:
+def _reconstructed(job: Job, pixels: Pixels, sight: _Sight, chance: np.random.Generator) -> tuple[_Done, int]:
+    plan, constants = sight.plan, sight.constants
     chosen = masks(plan.grid, job.mask_ratio, job.cover, chance)
-    seen = resize(pixels, plan.size, constants[0])
+    inner = tuple(
+        slice((s - e) // 2, (s - e) // 2 + e) for s, e in zip(sight.span, pixels.values.shape[1:], strict=True)
+    )
+    padded = pad(pixels, sight.span)
+    seen = resize(padded, plan.size, constants[0])
     tensors = torch.from_numpy(constants[0]).float()[None], torch.from_numpy(constants[1]).float()[None]
     canvas = inpaint(job.model, seen, plan, chosen, job.mask_ratio, job.config.normalizer, tensors, job.device)
     used = spread(np.any([mask.used for mask in chosen], axis=0), plan.cells)
-    extent = pixels.values.shape[1:]
-    predicted, where = back(canvas, used, plan.patch, extent)
-    removed = spread(chosen[0].removed, plan.cells)[np.ix_(*places(extent, plan.cells))]
-    means = np.zeros(pixels.values.shape, np.float32)
-    at = where if pixels.valid is None else where & pixels.valid
-    means[:, at] = patch_means(pixels.values, at, plan.cells, constants if job.config.model["norm_pix_loss"] else None)
-    rivals = {"patch_mean": means, "nearest_visible": nearest_visible(seen, plan, chosen, extent)}
-    return _Done(pixels.values, pixels.valid, predicted, where, removed, rivals), len(chosen)
+    predicted, where = back(canvas, used, plan.patch, sight.span)
+    removed = spread(chosen[0].removed, plan.cells)[np.ix_(*places(sight.span, plan.cells))]
+    means = np.zeros(padded.values.shape, np.float32)
+    at = where if padded.valid is None else where & padded.valid
+    means[:, at] = patch_means(padded.values, at, plan.cells, constants if job.config.model["norm_pix_loss"] else None)
+    rivals = {"patch_mean": means, "nearest_visible": nearest_visible(seen, plan, chosen, sight.span)}
+    own = {name: each[(slice(None), *inner)] for name, each in rivals.items()}
+    done = _Done(
+        pixels.values, pixels.valid, predicted[(slice(None), *inner)], where[inner], removed[inner], rivals=own
+    )
+    return done, len(chosen)
 
 
 def _peak(source: Source, config: Config) -> float:

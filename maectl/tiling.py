@@ -89,11 +89,18 @@ def layout(
     patch: tuple[int, ...],
     window: tuple[float, ...] | None = None,
 ) -> Layout:
-    """The layout of an image for a model of ``size``; ``window`` is what `windows.crop_pixels` gives."""
-    base = extent if window is None else tuple(min(e, w) for e, w in zip(extent, window, strict=True))
-    scale = max(s / b for s, b in zip(size, base, strict=True))
+    """The layout of an image for a model of ``size``; ``window`` is what `windows.crop_pixels` gives.
+
+    An image smaller than the window is padded to it first (`windows.room`). A volume without a window is one tile.
+    """
     grid = tuple(s // p for s, p in zip(size, patch, strict=True))
-    cells = tuple(max(g, round(e * scale / p)) for g, e, p in zip(grid, extent, patch, strict=True))
+    if window is not None:
+        scales = tuple(s / w for s, w in zip(size, window, strict=True))
+    elif len(size) == 3:
+        scales = tuple(s / e for s, e in zip(size, extent, strict=True))
+    else:
+        scales = (max(s / e for s, e in zip(size, extent, strict=True)),) * 2
+    cells = tuple(max(g, round(e * s / p)) for g, e, s, p in zip(grid, extent, scales, patch, strict=True))
     starts = tuple(covering(c, g) for c, g in zip(cells, grid, strict=True))
     return Layout(tuple(c * p for c, p in zip(cells, patch, strict=True)), cells, grid, patch, starts)
 

@@ -4,6 +4,7 @@ D spatial dimensions; a window is a start and a size along each, in pixels of th
 """
 
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +12,11 @@ import numpy.typing as npt
 from maectl.adapter import Window
 from maectl.errors import UsageError
 
-__all__ = ["Crop", "Draws", "cover", "crop_pixels", "draw", "place", "ramp", "shares"]
+__all__ = ["Crop", "Draws", "Span", "cover", "crop_pixels", "draw", "place", "ramp", "room", "shares"]
 
 TRIES = 10  # shapes tried until one fits the image, as torchvision's RandomResizedCrop
 Floats = npt.NDArray[np.float64]
+Span = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Crop:
     """How training crops are drawn.
 
     size    the model's image size, D ints
-    window  None: shares of the whole image; else the window's extent in pixels along each axis
+    window  None: shares of the whole image; else the window's extent in pixels along each axis. It may be larger
+            than the image: its scale stays, and what lies outside is no pixel
     scale   share of the image's (window's) area or volume, low and high
     ratio   width over height, low and high, relative to the model's own (2-D only)
     flips   axes that may be reversed, each with probability 1/2
@@ -61,13 +64,20 @@ def draw(generator: np.random.Generator, batch: int, dimensions: int, *, slices:
     )
 
 
-def place(crop: Crop, draws: Draws, item: int, extent: tuple[int, ...]) -> tuple[Window, tuple[int, ...]]:
-    """The window of one item of a batch in an image of that extent, and the axes to reverse."""
-    base = extent if crop.window is None else tuple(min(e, w) for e, w in zip(extent, crop.window, strict=True))
-    sizes = _sizes(crop, draws.shapes[item], base, extent)
-    starts = [int(u * (e - s + 1)) for u, e, s in zip(draws.places[item], extent, sizes, strict=True)]
-    window = tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
-    return window, tuple(axis for axis in crop.flips if draws.flips[item, axis] < 0.5)
+def place(crop: Crop, draws: Draws, item: int, extent: tuple[int, ...]) -> tuple[Window, Span, tuple[int, ...]]:
+    """The window of one item of a batch in an image of that extent, its span, and the axes to reverse.
+
+    The span is larger than the window where the image ends inside of it.
+    """
+    sizes = _sizes(crop, draws.shapes[item], crop.window or extent, room(extent, crop.window))
+    starts = [int(u * (max(e, s) - s + 1)) for u, e, s in zip(draws.places[item], extent, sizes, strict=True)]
+    window = tuple(slice(start, min(start + s, e)) for start, s, e in zip(starts, sizes, extent, strict=True))
+    return window, tuple(sizes), tuple(axis for axis in crop.flips if draws.flips[item, axis] < 0.5)
+
+
+def room(extent: tuple[int, ...], window: tuple[float, ...] | None) -> Span:
+    """The extent of an image, or of the window along axes where that is larger."""
+    return extent if window is None else tuple(max(e, ceil(w)) for e, w in zip(extent, window, strict=True))
 
 
 def _sizes(crop: Crop, tries: Floats, base: tuple[float, ...], extent: tuple[int, ...]) -> list[int]:

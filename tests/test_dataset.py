@@ -229,7 +229,7 @@ def test_crops_are_the_windows_of_the_source_resized(photographs):
     draws = draw(generator(3, 1), 10, 2)
     for item, row in enumerate(Stream(np.arange(24), 10, 3).step(1)):
         whole = made.reader.read(int(row))
-        window, flips = place(made.crop, draws, item, whole.values.shape[1:])
+        window, _, flips = place(made.crop, draws, item, whole.values.shape[1:])
         cut = made.reader.adapter.read(made.reader.index[int(row)], window)
         expected = resize(cut, SIZE, np.array(made.normalizer.mean)).values
         expected = expected[:, :, ::-1] if flips else expected

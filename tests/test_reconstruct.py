@@ -24,7 +24,7 @@ from maectl.reconstruct import reconstruct
 from maectl.resize import resize
 from maectl.stats import Normalizer
 from maectl.stream import generator
-from maectl.windows import cover, shares
+from maectl.windows import cover, room, shares
 from maectl_natural import Natural
 from maectl_natural.encode import encode
 from maectl_natural.pillow import Raster
@@ -107,7 +107,9 @@ def test_an_image_meets_the_model_at_the_scale_of_its_shorter_side(extent: tuple
 def test_with_a_window_as_crop_tiles_are_at_its_scale():
     assert tiling.layout((320, 200), (32, 32), (8, 8), (32.0, 32.0)).size == (320, 200)
     assert tiling.layout((320, 200), (32, 32), (8, 8), (64.0, 64.0)).size == (160, 96)
-    assert tiling.layout((16, 320), (32, 32), (8, 8), (32.0, 32.0)).size == (32, 640)  # smaller than the window
+    assert tiling.layout(room((16, 320), (32.0, 32.0)), (32, 32), (8, 8), (32.0, 32.0)).size == (32, 320)  # padded
+    assert tiling.layout((20, 320), (32, 32), (8, 8), (10.0, 32.0)).size == (64, 320)  # pixels that are not square
+    assert tiling.layout((9, 60, 70), (8, 32, 32), (4, 8, 8)).size == (8, 32, 32)  # a whole volume is one tile
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9])

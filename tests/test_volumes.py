@@ -189,6 +189,31 @@ def test_a_crop_in_mm_spans_as_much_of_every_volume(tmp_path, monkeypatch):
     assert spans == {0: {(2, 8, 8)}, 1: {(4, 16, 16)}}  # 8 x 16 x 16 mm
 
 
+def test_a_volume_smaller_than_the_window_keeps_its_scale_and_what_is_outside_is_invalid(tmp_path):
+    nifti(tmp_path / "set" / "slab.nii", body(0, (6, 40, 40)), (2, 1, 1))  # 12 mm of the 32 mm asked for
+    made = views(reader(tmp_path / "set"), (16, 16, 16), window="32mm", min_valid=0.1)
+    for batch in batches(made, 2):
+        depth = batch.valid[:, :, 8, 8].sum(dim=1)
+        assert set(depth.tolist()) <= {4, 5, 6}  # 12 of 32 mm in 16 voxels, less what the filter reaches beyond
+        assert batch.valid.all(dim=(2, 3)).any(dim=1).all()
+
+
+def test_a_volume_smaller_than_the_window_is_reconstructed_in_place(tmp_path):
+    for number in range(8):
+        nifti(tmp_path / "set" / f"{number}.nii.gz", 200 + 5 * body(number, (6, 20, 40)), (2, 1, 1))
+    given = [*CUBED, "model.image_size=[16,16,16]", "model.patch_size=[4,4,4]", "data.crop=32mm", "data.min_valid=0.1"]
+    run = tmp_path / "run"
+    pretrain(Request([str(tmp_path / "set")], run, recipe="mri-volume", overrides=given, steps=4, batch_size=4))
+    out = tmp_path / "out"
+    result = reconstruct(run, [str(tmp_path / "set")], out, mask_ratio=None, seed=0, cover=True, format="both")
+    assert [entry["pixels"] for entry in result["images"]] == [6 * 20 * 40] * 8
+    assert nibabel.load(out / "0001-reconstruction.nii.gz").shape == (6, 20, 40)
+    labels = _table(
+        tmp_path, [(f"{n}.nii.gz", "ab"[n % 2], ["train", "test"][n // 4]) for n in range(8)], "path,label,split"
+    )
+    assert probed(run, tmp_path / "set", labels=labels)["n_test"] == 4
+
+
 def test_an_epoch_shows_the_slices_and_the_crops_that_fit(tmp_path):
     nifti(tmp_path / "set" / "a.nii", body(0, (6, 32, 32)))
     nifti(tmp_path / "set" / "b.nii", body(1, (4, 32, 64)))
@@ -364,7 +389,7 @@ def test_features_of_an_item_are_the_mean_over_its_views(run: Path, patients: Pa
         mean, std = found.config.normalizer.constants(lambda whole=whole: whole)
         axis, windows = looks(source_, found.config)
         size = tuple(found.config.model["image_size"])
-        for window in windows:
+        for window, _ in windows:
             seen = resize(flat(Pixels(whole.values[(slice(None), *window)]), axis), size, mean).values
             extra = (1,) * len(size)
             with torch.no_grad():

@@ -17,7 +17,7 @@ def test_a_crop_lies_inside_the_image(extent, seed):
     crop = Crop((64, 64), flips=(1,))
     draws = draw(generator(0, seed), 4, 2)
     for item in range(4):
-        window, flips = place(crop, draws, item, extent)
+        window, _, flips = place(crop, draws, item, extent)
         assert all(0 <= s.start < s.stop <= e for s, e in zip(window, extent, strict=True))
         assert set(flips) <= {1}
 
@@ -38,7 +38,7 @@ def test_crops_follow_scale_and_ratio():
 
 
 def test_a_panorama_falls_back_to_the_nearest_ratio():
-    window, _ = place(Crop((64, 64), (0.9, 1.0)), draw(generator(0, 0), 1, 2), 0, (100, 1000))
+    window, _, _ = place(Crop((64, 64), (0.9, 1.0)), draw(generator(0, 0), 1, 2), 0, (100, 1000))
     height, width = (s.stop - s.start for s in window)
     assert (height, width) == (100, 133)
 
@@ -54,7 +54,7 @@ def test_window_crops_are_shares_of_the_window():
     draws = draw(generator(0, 0), 200, 2)
     crop = Crop((64, 64), (0.25, 1.0), window=(200, 200))
     for item in range(200):
-        window, _ = place(crop, draws, item, (3000, 2000))
+        window, _, _ = place(crop, draws, item, (3000, 2000))
         area = np.prod([s.stop - s.start for s in window])
         assert 0.24 * 200**2 < area <= 1.01 * 200**2
 
@@ -62,7 +62,7 @@ def test_window_crops_are_shares_of_the_window():
 def test_volumes_keep_their_proportions():
     draws = draw(generator(0, 0), 50, 3)
     for item in range(50):
-        window, _ = place(Crop((16, 32, 32), (0.2, 1.0)), draws, item, (40, 80, 80))
+        window, _, _ = place(Crop((16, 32, 32), (0.2, 1.0)), draws, item, (40, 80, 80))
         depth, height, width = (s.stop - s.start for s in window)
         assert height == width
         assert abs(height / depth - 2) < 0.15
