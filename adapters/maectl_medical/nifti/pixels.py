@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +10,11 @@ import numpy.typing as npt
 from maectl.adapter import Pixels, Window
 from maectl.errors import Unreadable
 from maectl_medical.nifti.header import Damaged, Header, read_header
+from maectl_medical.nifti.stream import Packed, Plain, Stream
 
 __all__ = ["load", "open_again", "planes", "scaled", "volumes_of"]
 
 Array = npt.NDArray[Any]
-
-_CHUNK = 1 << 16  # bytes of a gzip stream taken at once
 
 
 def load(
@@ -94,13 +93,19 @@ def planes(files: tuple[str, ...], header: Header, volumes: range, box: Window) 
     row = wide * header.voxel
     try:
         with open(files[-1 if header.paired else 0], "rb") as file:
-            stream: _Stream = _Packed(file) if header.packed else _Plain(file)
+            stream: Stream = Packed(file) if header.packed else Plain(file)
+            if (
+                isinstance(stream, Packed) and header.shape[3] > 1
+            ):  # time points are read in order: each goes on where the last one ended
+                stream.resume(header.offset + volumes.start * deep * high * row)
             for number, volume in enumerate(volumes):
                 for place, depth in enumerate(range(k.start, k.stop)):
                     start = header.offset + ((volume * deep + depth) * high + j.start) * row
                     data = stream.read(start, (j.stop - j.start) * row)
                     plane = np.frombuffer(data, header.stored).reshape(-1, wide, header.samples)
                     yield number, place, plane[:, i]
+            if isinstance(stream, Packed) and header.shape[3] > 1:
+                stream.mark()
             if stream.position == header.end:
                 stream.finish()
     except OSError as error:
@@ -111,81 +116,3 @@ def planes(files: tuple[str, ...], header: Header, volumes: range, box: Window) 
 
 def _reason(error: OSError) -> str:
     return "the file is gone" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-
-
-class _Stream(Protocol):
-    """Bytes of a file's content, asked for from its beginning to its end."""
-
-    position: int
-
-    def read(self, start: int, count: int) -> bytes | bytearray:
-        """``count`` bytes from ``start``; raises `Unreadable` where they end before."""
-
-    def finish(self) -> None:
-        """Check what follows, where the content has a checksum."""
-
-
-class _Plain:
-    """The content of an uncompressed file."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.position = file, 0
-
-    def read(self, start: int, count: int) -> bytes:
-        """As `_Stream`."""
-        # not a memory map: that ends the process where another shortens the file
-        self.file.seek(start)
-        data = self.file.read(count)
-        if len(data) < count:
-            raise Unreadable(f"truncated: it ends {count - len(data):,} bytes before the end of a plane")
-        self.position = start + count
-        return data
-
-    def finish(self) -> None:
-        """Nothing: there is no checksum."""
-
-
-class _Packed:
-    """The content of a gzip file, which may have several members; zeros or other bytes may follow them."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.position = file, 0
-        self.inflate, self.waiting, self.ended = zlib.decompressobj(31), b"", False
-
-    def read(self, start: int, count: int) -> bytearray:
-        """As `_Stream`; only forward."""
-        while self.position < start:
-            self._next(min(start - self.position, 1 << 20))
-        data = bytearray(count)
-        while self.position < start + count:
-            at = self.position - start
-            piece = self._next(start + count - self.position)
-            data[at : at + len(piece)] = piece
-        return data
-
-    def finish(self) -> None:
-        """Read on to the checksum of the stream; raises `zlib.error` where it is another."""
-        while not self.ended:
-            self._more(1 << 20)
-
-    def _next(self, most: int) -> bytes:
-        piece = b"" if self.ended else self._more(most)
-        if not piece and self.ended:
-            raise Unreadable(f"truncated: its content ends after {self.position:,} bytes")
-        self.position += len(piece)
-        return piece
-
-    def _more(self, most: int) -> bytes:
-        """Up to ``most`` bytes of content, perhaps none yet."""
-        data = self.waiting or self.file.read(_CHUNK)
-        if not data:
-            raise Unreadable("truncated: its gzip stream has no end")
-        piece = self.inflate.decompress(data, most)
-        self.waiting = self.inflate.unconsumed_tail
-        if self.inflate.eof:
-            self.waiting = self.inflate.unused_data
-            if len(self.waiting) < 2:
-                self.waiting += self.file.read(_CHUNK)
-            self.ended = not self.waiting.startswith(b"\x1f\x8b")
-            self.inflate = zlib.decompressobj(31)
-        return piece
