@@ -5,6 +5,7 @@ import logging
 import struct
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -517,10 +518,14 @@ def test_damage_of_any_kind_is_told_and_never_raised(tmp_path_factory, originals
 def test_time_points_of_a_compressed_file_are_the_same_in_any_order_and_from_many_threads(tmp_path):
     """Reading goes on in the stream where an earlier time point ended; a file that changes is read anew."""
     path = tmp_path / "a.nii.gz"
+
+    def one(found: list[Found], number: int) -> Pixels:
+        return nifti.load((str(path),), found[number].key, found[number].shape, "int16", None)
+
     for seed in range(2):
         values = np.random.default_rng(seed).integers(-999, 999, (7, 6, 5, 24)).astype(np.int16)
-        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
-        found = describe(str(tmp_path), "a.nii.gz", fourth="times", unit=None)
+        nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+        found = nifti.describe(str(tmp_path), "a.nii.gz", fourth="times", unit=None)
         assert isinstance(found, list)
         order = [*range(24), 3, 3, 20, *np.random.default_rng(seed).permutation(24)]
         with ThreadPoolExecutor(4) as pool:
@@ -528,7 +533,7 @@ def test_time_points_of_a_compressed_file_are_the_same_in_any_order_and_from_man
                 pool.map(lambda n: load((str(path),), found[n].key, found[n].shape, "int16", None).values, order)
             )
         for number, seen in zip(order, read, strict=True):
-            np.testing.assert_array_equal(seen[0], values[..., number])
+            np.testing.assert_array_equal(seen.values[0], values[..., number])
         path.write_bytes(path.read_bytes()[:-300])
         with pytest.raises(Unreadable, match="truncated"):
-            load((str(path),), found[23].key, found[23].shape, "int16", None)
+            one(found, 23)
