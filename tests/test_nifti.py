@@ -529,9 +529,7 @@ def test_time_points_of_a_compressed_file_are_the_same_in_any_order_and_from_man
         assert isinstance(found, list)
         order = [*range(24), 3, 3, 20, *np.random.default_rng(seed).permutation(24)]
         with ThreadPoolExecutor(4) as pool:
-            read = list(
-                pool.map(lambda n: load((str(path),), found[n].key, found[n].shape, "int16", None).values, order)
-            )
+            read = list(pool.map(partial(one, found), order))
         for number, seen in zip(order, read, strict=True):
             np.testing.assert_array_equal(seen.values[0], values[..., number])
         path.write_bytes(path.read_bytes()[:-300])

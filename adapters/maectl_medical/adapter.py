@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -185,7 +185,7 @@ class Medical(Adapter):
         )
         return source if found.affine is None else self._seen(source, key)
 
-    def _seen(self, source: Source, key: dict[str, object]) -> Source | Reject:
+    def _seen(self, source: Source, key: dict[str, Any]) -> Source | Reject:
         """A volume as it is turned, resampled and cut."""
         key |= {"orientation": self.orientation, "spacing": self.spacing, "box": None}
         grid = _made(key)
@@ -227,16 +227,22 @@ def _grid(source: Source) -> Grid | None:
     return None if key["affine"] is None else _made(key)
 
 
-def _made(key: Mapping[str, object]) -> Grid:
+def _made(key: Mapping[str, Any]) -> Grid:
     """The grid that a key of a volume describes."""
-    stored, affine, box = key["stored"], key["affine"], key["box"]
-    sides = None if box is None else tuple(slice(*side) for side in box)
-    return Grid.of(tuple(stored[1:]), affine, orientation=key["orientation"], spacing=key["spacing"], box=sides)
+    _, first, second, third = key["stored"]
+    box = None
+    if key["box"] is not None:
+        top, middle, last = (slice(*side) for side in key["box"])
+        box = (top, middle, last)
+    return Grid.of(
+        (first, second, third), key["affine"], orientation=key["orientation"], spacing=key["spacing"], box=box
+    )
 
 
-def _cast(values: Values, kind: np.dtype[np.generic]) -> Values:
+def _cast(values: Values, kind: np.dtype[Any]) -> Values:
     """Rounded and clipped to an integer dtype; to a float one as they are."""
     if kind.kind == "f":
         return values.astype(kind)
     limits = np.iinfo(kind)
-    return np.clip(np.rint(np.nan_to_num(values)), limits.min, limits.max).astype(kind)
+    whole: Values = np.clip(np.rint(np.nan_to_num(values)), limits.min, limits.max).astype(kind)
+    return whole

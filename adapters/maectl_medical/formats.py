@@ -29,8 +29,8 @@ def header(
 
 def load(files: tuple[str, ...], key: dict[str, Any], window: Window | None) -> Pixels:
     """A window of the stored grid. Raises `maectl.errors.Unreadable`."""
-    module = dicom if key["kind"] == "dicom" else nifti
-    return module.load(files, key, tuple(key["stored"]), key["dtype"], window)
+    load_it = dicom.load if key["kind"] == "dicom" else nifti.load
+    return load_it(files, key, tuple(key["stored"]), key["dtype"], window)
 
 
 def save(
@@ -73,5 +73,5 @@ def _as_nifti(values: Values, affine: Affine | None, spacing: tuple[float, ...] 
     steps = (*(spacing or (1.0,) * (values.ndim - 1))[::-1], 1.0)[:3]
     turned = values.transpose(0, *range(values.ndim - 1, 0, -1))
     flat = turned.reshape(*turned.shape[:3], -1)
-    rows = tuple(tuple(steps[row] if row == column else 0.0 for column in range(4)) for row in range(3))
-    return nifti.save_like_volume(flat, rows, path)
+    first, second, third = (tuple(row) for row in np.diag((*steps, 1.0))[:3].tolist())
+    return nifti.save_like_volume(flat, (first, second, third), path)

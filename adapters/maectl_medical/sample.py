@@ -23,7 +23,7 @@ OUTSIDE = -2000  # stored where the scanner's round field of view ends
 AIR, LUNG, TISSUE, DENSE, BONE = -1000, -800, 40, 60, 700  # HU
 NOISE = 15  # HU
 Volume = npt.NDArray[np.int16]
-Millimetres = npt.NDArray[np.float64]
+Millimetres = npt.NDArray[np.floating]
 
 
 def phantoms(folder: Path, seed: int) -> None:
