@@ -246,7 +246,9 @@ def adapters(as_json: AsJson = False) -> None:
 
 @app.command()
 def demo(
-    name: Annotated[str, typer.Argument(metavar="natural|medical", help="The adapter whose sample data to use.")] = "natural",
+    name: Annotated[
+        str, typer.Argument(metavar="natural|medical", help="The adapter whose sample data to use.")
+    ] = "natural",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path("maectl-demo"),
     seed: Seed = 0,
 ) -> None:

@@ -26,8 +26,9 @@ def along_each(index: Index, dimensions: int, axis: str | None) -> Ints:
     called axial, else the first. Raises UsageError for an axis that a source has not, and where a model has
     more dimensions than the images, or too few to see them in slices.
     """
-    names = index.axes
-    return _along(names, index.kind_numbers, index.spacings(len(names[0])), dimensions, axis)
+    used, kinds = np.unique(index.kind_numbers, return_inverse=True)  # some kinds may have no row left
+    names = [index.axes[kind] for kind in used]
+    return _along(names, kinds, index.spacings(len(names[0])), dimensions, axis)
 
 
 def along(source: Source, dimensions: int, axis: str | None) -> int:

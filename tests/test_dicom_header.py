@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from dicom_files import BUNDLED, enhanced, group, image, noise, placed, save
 from pydicom import uid
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence as Items
@@ -103,7 +104,12 @@ def test_what_pixels_need_must_be_in_the_header(tmp_path):
     assert reason(image(PIXELS, BitsAllocated=None), tmp_path) == "its header has no BitsAllocated"
     assert "PixelRepresentation" in reason(image(PIXELS, PixelRepresentation=None), tmp_path)
     assert reason(image(PIXELS, Columns=0), tmp_path) == "8 rows x 0 columns: no pixels"
-    assert reason(image(PIXELS, NumberOfFrames=0), tmp_path) == "it has 0 frames"
+    assert reason(image(PIXELS, NumberOfFrames=0), tmp_path).startswith("its number of frames is no number")
+    assert "831746290599" not in reason(image(PIXELS, NumberOfFrames="831746290599"), tmp_path)
+    for keyword in ("RescaleSlope", "RescaleIntercept"):  # read as 1 or 0, pixels would be wrong in silence
+        data = image(PIXELS, RescaleSlope=1, RescaleIntercept=0)
+        data[keyword] = DataElement(keyword, "LO", "two")
+        assert reason(data, tmp_path).startswith(f"its {keyword} is no number")
     assert reason(image(PIXELS, BitsAllocated=12, BitsStored=12), tmp_path).startswith("12 bits stored of 12")
     assert "end with bit 15" in reason(image(PIXELS, BitsStored=12, HighBit=15), tmp_path)
     assert "no pixel data" in reason(image(PIXELS, PixelData=None), tmp_path)

@@ -279,6 +279,7 @@ def test_single_images_among_volumes_are_left_out_and_told(tmp_path):
     assert {paths for _, paths, _, _ in found.rejects.rows} == {"0.dcm", "1.dcm"}
     assert "an image among volumes" in found.rejects.rows[0][3]
     assert any("2 sources are left out" in note for note in found.notes)
+    assert along_each(found.index, 2, "axial").tolist() == [0, 0]  # the axes of what is left alone count
 
 
 def test_time_points_share_a_file_and_a_group_and_no_file_is_foreign(tmp_path):

@@ -159,7 +159,7 @@ def _count(data: Dataset) -> int:
         return 1
     count = whole(data, "NumberOfFrames")
     if count is None or not 0 < count <= _MOST_FRAMES:
-        raise Damaged("its number of frames is no number" if count is None else f"it has {count} frames")
+        raise Damaged("its number of frames is no number, or none that can be")
     return count
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from pydicom.dataset import Dataset
 
-from maectl_medical.dicom.header import items, number, numbers, text, texts, whole
+from maectl_medical.dicom.header import Damaged, items, number, numbers, text, texts, whole
 from maectl_medical.dicom.image import Frame, Rescale
 
 __all__ = ["MARKS", "frames_of", "rescale_type"]
@@ -161,6 +161,10 @@ def _rescale(data: Dataset, group: Dataset, shared: Dataset) -> Rescale:
     if items(data, "ModalityLUTSequence"):
         return None
     sequence = "PixelValueTransformationSequence"
+    for keyword in ("RescaleSlope", "RescaleIntercept"):
+        for where in (data, *_inside(group, sequence), *_inside(shared, sequence)):
+            if texts(where, keyword) and len(numbers(where, keyword)) != 1:
+                raise Damaged(f"its {keyword} is no number: what its pixels mean is not known")
     slope = _look(data, group, shared, sequence, "RescaleSlope")
     intercept = _look(data, group, shared, sequence, "RescaleIntercept")
     return (slope[0] if slope else 1.0, intercept[0] if intercept else 0.0)

@@ -44,6 +44,7 @@ _BY_MODALITY = {
     "ECG": "a waveform",
     "REG": "a registration",
 }
+_MOST_TILES = 1024  # slices in a mosaic; a number beyond is none, and might be somebody's
 _MOSAIC_COUNT = Tag(0x0019, 0x100A)
 
 
@@ -72,5 +73,5 @@ def _mosaic(header: Header) -> str:
         siemens = "SIEMENS" in str(header.data[0x0019, 0x0010].value).upper()
     except Exception:  # no such element, or one that is no number; pydicom raises errors of many classes
         count, siemens = 0, False
-    slices = f"{count} slices" if siemens and count > 0 else "many slices"
+    slices = f"{count} slices" if siemens and 0 < count <= _MOST_TILES else "many slices"
     return f"a Siemens mosaic, {slices} tiled in one picture: convert it to single slices or NIfTI (dcm2niix)"
