@@ -38,6 +38,7 @@ STRENGTHS = tuple(float(c) for c in np.logspace(-4, 2, 13))  # C: penalty |W|²/
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 HEADS = ("accuracy", "balanced_accuracy", "f1_macro", "auroc")
 HELD_OUT = 0.25  # of the training part
+WHOLE_PATH = 2000  # items up to which every strength is tried: of few, the loss may rise before it falls
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def pick(
             held = _held_out(targets, groups, (seed, repeat))
             for i, found in enumerate(path(x[~held], targets[~held], x[held], grid, classes_of(targets))):
                 losses[repeat, i] = loss(targets[held], found)
-                if i - losses[repeat].argmin() >= 3:
+                if i - losses[repeat].argmin() >= 3 and len(x) > WHOLE_PATH:
                     break  # worse three times running: a weaker penalty only fits slower and worse
         mean = losses.mean(axis=0)
         if best[2] > mean.min():

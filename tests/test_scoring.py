@@ -345,3 +345,14 @@ def test_the_majority_is_the_commonest_training_class() -> None:
     found = scoring.majority(labels, 0).metrics
     assert found["accuracy"] == pytest.approx((labels.targets[~labels.train] == 0).mean())
     assert found["auroc"] == found["balanced_accuracy"] == 0.5
+
+
+def test_a_weak_signal_under_a_strong_nuisance_is_found_where_items_are_few() -> None:
+    """The held-out loss rises before it falls: the search for a strength must not end there."""
+    rng = np.random.default_rng(0)
+    targets = np.arange(120) % 3
+    nuisance, direction = rng.normal(size=(120, 1)), rng.normal(size=(3, 40))
+    x = nuisance + 0.06 * direction[targets] + 0.02 * rng.normal(size=(120, 40))
+    train, test = x[:72].astype(np.float32), x[72:].astype(np.float32)
+    found = scoring.linear(train, targets[:72], test, groups=np.arange(72), seed=0)
+    assert (found.argmax(axis=1) == targets[72:]).mean() > 0.9

@@ -159,7 +159,7 @@ class Medical(Adapter):
         return save(source, json.loads(source.key), grid.back(canvas, changed, stored), stored.valid, path, self.export)
 
     def sample(self, folder: Path, seed: int) -> None:
-        """Write phantom studies of three classes in DICOM and NIfTI, ``folder/train`` and ``folder/test``."""
+        """Write phantom studies of two classes in DICOM and NIfTI, ``folder/train`` and ``folder/test``."""
         phantoms(folder, seed)
 
     def _source(self, found: Found, folder: str) -> Source | Reject:

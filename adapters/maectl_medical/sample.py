@@ -1,6 +1,6 @@
 """Phantom studies for `maectl demo medical`: chests in Hounsfield units, half in DICOM, half in NIfTI.
 
-Three classes of patients, told apart by the way that the folds in their lungs run, which no mean or deviation shows.
+Two classes of patients: one large mass in each lung, or many nodules of the same volume together.
 """
 
 import zlib
@@ -15,15 +15,15 @@ from maectl_medical.nifti import save_like_volume
 
 __all__ = ["phantoms"]
 
-CLASSES = ("folds-up", "folds-forward", "folds-across")  # along the axes of the array
-PATIENTS = {"train": 24, "test": 16}  # a class
+CLASSES = ("one-mass", "many-nodules")  # a lung
+PATIENTS = {"train": 32, "test": 20}  # a class
 SHAPE = (16, 48, 64)  # slices, rows, columns
 SPACING = (8.0, 4.0, 4.0)  # mm
 OUTSIDE = -2000  # stored where the scanner's round field of view ends
-AIR, LUNG, TISSUE, BONE = -1000, -600, 40, 700  # HU
-FOLD = 300  # HU about the lung's
+AIR, LUNG, TISSUE, BONE = -1000, -800, 40, 700  # HU
 NOISE = 15  # HU
 Volume = npt.NDArray[np.int16]
+Mask = npt.NDArray[np.bool_]
 Millimetres = npt.NDArray[np.floating]
 
 
@@ -58,20 +58,23 @@ def _chest(rng: np.random.Generator, label: int) -> Volume:
         half = 55 + rng.uniform(-5, 5)
         lungs |= ((x - place) / (0.36 * wide)) ** 2 + (y / (0.62 * deep)) ** 2 + (z / half) ** 2 < 1
     hu[lungs] += LUNG - TISSUE
-    hu += np.where(lungs, FOLD * _folds(rng, label, z, y, x), 0)
+    hu[lungs & _masses(rng, label, z, y, x)] += TISSUE - LUNG
     hu[(x / 14) ** 2 + ((y - 0.72 * deep) / 12) ** 2 + 0 * z < 1] = BONE
     rounded = np.rint(hu).astype(np.int16)
     rounded[np.broadcast_to(np.hypot(x, y) > 125, SHAPE)] = OUTSIDE
     return rounded
 
 
-def _folds(rng: np.random.Generator, way: int, z: Millimetres, y: Millimetres, x: Millimetres) -> Millimetres:
-    """A wave along one axis, a little slanted, from -1 to 1."""
-    along, first, second = ((z, y, x), (y, z, x), (x, z, y))[way]
-    lean = rng.uniform(-0.25, 0.25, 2)
-    length = rng.uniform(*((36, 48) if way == 0 else (20, 32)))  # slices are farther apart than pixels
-    wave: Millimetres = np.sin(2 * np.pi * (along + lean[0] * first + lean[1] * second) / length + rng.uniform(0, 6.3))
-    return wave
+def _masses(rng: np.random.Generator, label: int, z: Millimetres, y: Millimetres, x: Millimetres) -> Mask:
+    """Balls anywhere in the lungs, of about the same volume together: one in each, or many."""
+    found = np.zeros(SHAPE, np.bool_)
+    count, radius = ((1, 24.0), (12, 10.5))[label]
+    for side in (-1, 1):
+        for _ in range(count):
+            at = rng.uniform((-30, -28, 28), (30, 28, 72)) * (1, 1, side)
+            own = radius * rng.uniform(0.9, 1.1)
+            found |= (z - at[0]) ** 2 + (y - at[1]) ** 2 + (x - at[2]) ** 2 < own**2
+    return found
 
 
 def _write_nifti(volume: Volume, path: Path) -> None:
