@@ -45,7 +45,8 @@ class Source:
     shape     [C, *S], as `Adapter.read` returns it for the whole source
     dtype     "uint8", "int16", "uint16" or "float32"
     unit      what one step of the values means: "0..255", "0..65535", "HU", "reflectance", ...
-    axes      a name each spatial axis, e.g. ("row", "column")
+    axes      a name each spatial axis: ("row", "column"); of volumes the planes perpendicular to them
+              ("axial", "coronal", "sagittal"); of films ("frame", "row", "column")
     channels  a name each channel, e.g. ("red", "green", "blue")
     spacing   mm or m a pixel along each spatial axis, or None where unknown
     key       whatever the adapter needs to find the pixels again; opaque to the core

@@ -21,7 +21,7 @@ from maectl import __version__
 from maectl.adapter import Adapter
 from maectl.errors import RunError
 from maectl.mae import MaskedAutoencoder, encoder_state
-from maectl.recipe import Display
+from maectl.recipe import DataRecipe, Display
 from maectl.registry import load as load_adapter
 from maectl.stats import Normalizer
 
@@ -42,6 +42,9 @@ class Config(BaseModel):
     unit: str
     normalizer: Normalizer
     statistics: dict[str, Any]
+    include: tuple[str, ...] = ()  # which files, and which of them belong together, as the recipe said
+    exclude: tuple[str, ...] = ()
+    group: str | None = None
     display: Display = Display()
     axis: str | None = None
     crop: str = "image"  # data.crop: at which scale images are seen
@@ -50,6 +53,14 @@ class Config(BaseModel):
     length: str = "mm"  # mm or m
     weights_licence: str | None = None  # of the weights training started from; None: from scratch
     version: str = __version__
+
+    def seeing(self) -> DataRecipe:
+        """What of a recipe a scan needs, so that other folders are seen as the run saw its own."""
+        options = {name: value for name, value in self.options.items() if name != "channels"}
+        channels = self.options["channels"]
+        return DataRecipe(
+            channels=channels, options=options, include=self.include, exclude=self.exclude, group=self.group
+        )
 
     def build_adapter(self) -> Adapter:
         """The adapter, with the options of the run. Raises UsageError where it is not installed, RunError."""

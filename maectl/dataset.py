@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from maectl.adapter import Pixels, Source
+from maectl.adapter import Pixels
 from maectl.errors import TrainingError, Unreadable
-from maectl.planes import along_each, flat, rest, slab
-from maectl.resize import pad, resize
+from maectl.planes import along_each, flat, rest, slab, windows_each
+from maectl.resize import fitted
 from maectl.stats import Normalizer
 from maectl.store import Reader
 from maectl.stream import REDRAW, TRAIN, Stream, generator
@@ -96,17 +96,12 @@ class Views:
         """
         if self.window == "image" and not self.slices:
             return None
-        shapes = self._shapes[rows, 1:].astype(np.int64)
-        spacings = self.reader.index.spacings(shapes.shape[1])[rows]
-        alike = np.column_stack((shapes, np.nan_to_num(spacings, nan=-1.0), self._along[rows]))
-        _, first, kind = np.unique(alike, axis=0, return_index=True, return_inverse=True)
-        counts = [self._views(self.reader.index[int(rows[place])], int(self._along[rows[place]])) for place in first]
-        return np.array(counts, np.int64)[kind.ravel()]
-
-    def _views(self, source: Source, axis: int) -> int:
-        extent, slices = rest(source.shape[1:], axis), source.shape[1 + axis] if axis >= 0 else 1
-        window = self._window(source.spacing, axis)
-        return slices * (1 if window is None else max(1, round(np.prod(extent) / np.prod(window))))
+        shapes, windows = windows_each(self.reader.index, self.crop.size, self.window, self.axis)
+        fitting = 1.0 if windows is None else np.maximum(1, np.rint(shapes.prod(axis=1) / windows.prod(axis=1)))
+        whole = self._shapes[:, 1:].prod(axis=1, dtype=np.int64)
+        slices = whole // shapes.prod(axis=1)  # 1 where nothing is sliced
+        counts: Ints = (slices * fitting).astype(np.int64)[rows]
+        return counts
 
     def _window(self, spacing: tuple[float, ...] | None, axis: int) -> tuple[float, ...] | None:
         """``data.crop`` in pixels of what the model sees of a source of that spacing."""
@@ -139,7 +134,7 @@ class Views:
         for item in items:
             row, pixels, span, flips = self._view(pending, item, step, purpose)
             mean, std = self._constants(row)
-            pixels = resize(pad(pixels, span), self.crop.size, mean)
+            pixels = fitted(pixels, span, self.crop.size, mean)
             # reversing the output is reversing the input: the filters are symmetric
             turn = tuple(slice(None, None, -1 if axis in flips else 1) for axis in range(len(self.crop.size)))
             images[item] = pixels.values[(slice(None), *turn)]

@@ -24,7 +24,7 @@ from maectl.dataset import Batch, normalise
 from maectl.errors import Unreadable
 from maectl.mae import MaskedAutoencoder
 from maectl.planes import along, flat, rest, slab
-from maectl.resize import pad, resize
+from maectl.resize import fitted, resize
 from maectl.store import Reader, in_order
 from maectl.windows import Span, cover, crop_pixels
 
@@ -107,7 +107,7 @@ def looks(source: Source, config: Config, place: int = -1) -> tuple[int, list[tu
     window = crop_pixels(config.crop, size, spacing)
     if window is None:
         whole = tuple(slice(0, e) for e in extent) if len(size) == 3 else central(extent, size)
-        planes, span = [whole], extent
+        planes, span = [whole], tuple(side.stop - side.start for side in whole)
     else:
         span = tuple(max(1, round(w)) for w in window)
         starts = [_spread(cover(e, side, 0), CROPS) for e, side in zip(extent, span, strict=True)]
@@ -151,9 +151,7 @@ def _views(reader: Reader, config: Config, rows: Ints, places: Ints, members: Se
         for member, axis, windows in wanted:
             for window, span in windows:
                 cut = flat(reader.read(row, window) if whole is None else _cut(whole, window), axis)
-                views.append(
-                    _View(member, resize(cut if config.crop == "image" else pad(cut, span), size, mean), mean, std)
-                )
+                views.append(_View(member, fitted(cut, span, size, mean), mean, std))
     except Unreadable as error:
         return str(error)
     return views

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from maectl.adapter import Pixels
 from maectl.tiling import Layout, Mask, back, places, spread
 
-__all__ = ["MEANS", "compared", "fidelity", "mean", "nearest_visible", "patch_means"]
+__all__ = ["MEANS", "compared", "fidelity", "joined", "mean", "nearest_visible", "patch_means"]
 
 ROUNDING = 1e-6  # of the peak: an error below comes of computing in float32
 RIVALS = ("patch_mean", "nearest_visible")
@@ -31,9 +31,22 @@ def fidelity(
     nothing is wrong (but for float32's rounding) or the peak is 0.
     """
     truth = values[:, at].astype(np.float32)
-    result: dict[str, Any] = {"psnr_peak": peak, "pixels": int(at.sum())}
-    for name, prediction in {"masked": predicted[:, at], **rivals}.items():
-        error = float(np.square(prediction - truth, dtype=np.float64).mean())
+    named = {"masked": predicted[:, at], **rivals}
+    errors = {name: float(np.square(each - truth, dtype=np.float64).mean()) for name, each in named.items()}
+    return _told(errors, int(at.sum()), peak)
+
+
+def joined(parts: Sequence[dict[str, Any]], peak: float) -> dict[str, Any]:
+    """`fidelity` of an image, from that of its slices: squared errors are averaged over all their pixels."""
+    pixels = np.array([part["pixels"] for part in parts])
+    names = [key.removeprefix("mse_") for key in parts[0] if key.startswith("mse_")]
+    errors = {name: float(np.average([part[f"mse_{name}"] for part in parts], weights=pixels)) for name in names}
+    return _told(errors, int(pixels.sum()), peak)
+
+
+def _told(errors: dict[str, float], pixels: int, peak: float) -> dict[str, Any]:
+    result: dict[str, Any] = {"psnr_peak": peak, "pixels": pixels}
+    for name, error in errors.items():
         result[f"mse_{name}"] = error
         result[f"psnr_{name}"] = 10 * float(np.log10(peak**2 / error)) if error > (ROUNDING * peak) ** 2 > 0 else None
     return result

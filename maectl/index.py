@@ -24,6 +24,7 @@ from maectl.stream import SPLIT, generator
 
 __all__ = ["SCHEMA", "Index", "Rejects", "held_out", "read_quarantine", "write", "write_quarantine"]
 
+MOST_HELD = 256  # rows measured on
 Ints = npt.NDArray[np.int64]
 
 SCHEMA = pa.schema(
@@ -177,16 +178,17 @@ def held_out(groups: Ints, seed: int) -> tuple[Ints, Ints]:
     """Rows to train on and rows held out, whole groups at a time: 2 %, 16 to 256 rows, at most a quarter.
 
     ``groups`` int64 [N]. Where every group is more than a quarter, one of the smallest is held out. A single group
-    cannot be split: it is trained on and measured on.
+    cannot be split: it is trained on, and some of its rows are measured on. Numbers without a row do not count.
     """
     total = len(groups)
     most = max(1, total // 4)
-    wanted = min(max(16, min(256, round(0.02 * total))), most)
+    wanted = min(max(16, min(MOST_HELD, round(0.02 * total))), most)
     order = generator(seed, 0, SPLIT).permutation(int(groups.max()) + 1)
     sizes = np.bincount(groups, minlength=len(order))[order]
+    order, sizes = order[sizes > 0], sizes[sizes > 0]
     everything = np.arange(total)
-    if sizes.max() == total:
-        return everything, everything
+    if len(order) == 1:
+        return everything, everything[np.linspace(0, total - 1, min(total, MOST_HELD)).astype(int)]
     fitting = sizes <= most
     if not fitting.any():
         fitting = np.arange(len(order)) == sizes.argmin()

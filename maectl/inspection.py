@@ -15,12 +15,12 @@ from maectl import console
 from maectl.adapter import Pixels, Source
 from maectl.errors import Unreadable
 from maectl.index import Index
-from maectl.planes import extents, patch_length
+from maectl.planes import patch_length, too_small
 from maectl.prepare import scan_with_recipe
 from maectl.recipe import Recipe
 from maectl.scan import Scan
 from maectl.stats import Statistics, gather
-from maectl.store import Reader, in_order
+from maectl.store import Reader, bounded, in_order
 
 __all__ = ["inspect", "report"]
 
@@ -102,6 +102,7 @@ def _sides(sides: Sequence[float]) -> str:
 
 def _sampled(reader: Reader, rows: Any, workers: int, undecodable: list[tuple[int, str]]) -> Iterator[Pixels]:
     """The pixels of some rows, one image at a time; rows that do not decode go to ``undecodable`` with the reason."""
+    workers = bounded(reader.index, workers)
 
     def read(row: int) -> Pixels | tuple[int, str]:
         try:
@@ -145,9 +146,14 @@ def _sizes(index: Index) -> dict[str, Any]:
 
 def _patch(found: Scan, chosen: Recipe) -> dict[str, Any] | None:
     """What a patch of the recipe spans, in mm or m."""
-    size, patch = (tuple(map(int, each)) for each in (chosen.model.image_size, chosen.model.patch_size))
+    size, patch = _sizes_of(chosen)
     lengths = patch_length(found.index, size, patch, chosen.data.crop, chosen.data.axis)
     return None if lengths is None else {"extent": list(lengths), "length": found.adapter.length}
+
+
+def _sizes_of(chosen: Recipe) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    size, patch = (tuple(map(int, each)) for each in (chosen.model.image_size, chosen.model.patch_size))
+    return size, patch
 
 
 def _spacing(found: Scan) -> dict[str, Any] | None:
@@ -200,7 +206,7 @@ def _problems(
     index = found.index
     problems = [*found.notes, *(f"{count:,} images: {defect}" for defect, count in found.defects.most_common())]
     dtypes = {source.dtype for source, _ in index.kinds}
-    if len(dtypes) > 1:
+    if len(dtypes) > 1 and chosen.data.normalize not in ("image", "foreground") and _unclear(index):
         problems.append(
             f"images of {', '.join(sorted(dtypes))} share one scale as they are: take them apart with data.include, "
             "or set data.normalize=image"
@@ -215,11 +221,17 @@ def _problems(
         problems.append(f"{copies:,} images are exact copies of others")
     if statistics is not None and min(statistics.std) == 1 and statistics.minimum == statistics.maximum:
         problems.append("every pixel looked at has the same value")
-    patch = np.array(chosen.model.patch_size)
-    small = (extents(index, len(patch), chosen.data.axis) < patch).any(axis=1).sum()
+    size, patch = _sizes_of(chosen)
+    small = too_small(index, size, patch, chosen.data.crop, chosen.data.axis).sum()
     if small:
         problems.append(f"{small:,} images are smaller than one patch and would be left out")
     return problems
+
+
+def _unclear(index: Index) -> bool:
+    """Whether images of several dtypes may not share a scale: their unit does not say that they do."""
+    units = {source.unit for source, _ in index.kinds}
+    return len(units) > 1 or "value" in units
 
 
 def _counted(shares: dict[str, int]) -> str:

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from maectl.adapter import Pixels, Source, Window
 from maectl.errors import UsageError
 from maectl.index import Index
-from maectl.windows import crop_pixels
+from maectl.windows import crop_each, crop_pixels
 
-__all__ = ["along", "along_each", "extents", "flat", "patch_length", "rest", "slab"]
+__all__ = ["along", "along_each", "extents", "flat", "patch_length", "rest", "slab", "too_small", "windows_each"]
 
 COARSER = 1.25  # an axis whose spacing is that much coarser than the others' is the one a scan was acquired along
 Ints = npt.NDArray[np.int64]
@@ -42,6 +42,8 @@ def _along(
 ) -> Ints:
     axes = len(names[0])
     if axes == dimensions:
+        if axis is not None and axes > 2 and not any(axis in each for each in names):
+            raise UsageError(f"data.axis {axis}: the axes of these images are {', '.join(names[0])}")
         return np.full(len(kinds), -1)
     if axes != dimensions + 1:
         raise UsageError(
@@ -62,10 +64,32 @@ def _along(
 
 def extents(index: Index, dimensions: int, axis: str | None) -> Ints:
     """int64 [N, dimensions] the extent of every source as a model of that many dimensions sees it."""
+    return _seen(index, dimensions, axis)[0]
+
+
+def _seen(index: Index, dimensions: int, axis: str | None) -> tuple[Ints, npt.NDArray[np.float64]]:
+    """[N, dimensions] extents and spacings (NaN where unknown) as a model sees every source."""
     shapes = index.shapes[:, 1:].astype(np.int64)
-    seen = np.arange(shapes.shape[1]) != along_each(index, dimensions, axis)[:, None]
-    sides: Ints = shapes[seen].reshape(len(shapes), dimensions)
-    return sides
+    kept = np.arange(shapes.shape[1]) != along_each(index, dimensions, axis)[:, None]
+    spacings = index.spacings(shapes.shape[1])
+    return shapes[kept].reshape(len(index), dimensions), spacings[kept].reshape(len(index), dimensions)
+
+
+def windows_each(
+    index: Index, size: tuple[int, ...], crop: str, axis: str | None
+) -> tuple[Ints, npt.NDArray[np.float64] | None]:
+    """[N, D] extents, and windows of ``crop`` in pixels, as a model of that size sees every source."""
+    shapes, spacings = _seen(index, len(size), axis)
+    return shapes, crop_each(crop, size, spacings)
+
+
+def too_small(
+    index: Index, size: tuple[int, ...], patch: tuple[int, ...], crop: str, axis: str | None
+) -> npt.NDArray[np.bool_]:
+    """[N] whether a source is smaller than one patch: its own pixels, or with a window what they become in it."""
+    shapes, windows = windows_each(index, size, crop, axis)
+    sides = shapes if windows is None else np.rint(shapes * size / windows)
+    return np.asarray((sides < patch).any(axis=1))
 
 
 def patch_length(
@@ -75,10 +99,7 @@ def patch_length(
 
     At ``crop_scale`` 1, of the whole image or of the window ``crop`` (``data.crop``).
     """
-    shapes = index.shapes[:, 1:]
-    spacings = index.spacings(shapes.shape[1])
-    seen = np.arange(shapes.shape[1]) != along_each(index, len(size), axis)[:, None]
-    shapes, spacings = (each[seen].reshape(len(index), -1) for each in (shapes, spacings))
+    shapes, spacings = _seen(index, len(size), axis)
     known = np.isfinite(spacings).all(axis=1)
     if not known.any():
         return None

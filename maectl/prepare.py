@@ -16,11 +16,11 @@ from maectl import console, recipe, registry
 from maectl.adapter import Adapter
 from maectl.errors import DataError, Unreadable, UsageError
 from maectl.index import Index, Rejects, held_out
-from maectl.planes import along_each, extents
+from maectl.planes import along_each, extents, too_small
 from maectl.recipe import Recipe
 from maectl.scan import Scan, scan
 from maectl.stats import Normalizer, Statistics, gather, sample_rows
-from maectl.store import Reader, Store, build, default_folder, in_order, raw_bytes
+from maectl.store import Reader, Store, bounded, build, default_folder, in_order, raw_bytes
 from maectl.stream import VERIFY, generator
 
 __all__ = ["Prepared", "prepare", "scan_with_recipe", "statistics"]
@@ -105,7 +105,7 @@ def scan_with_recipe(
     for defect, count in found.defects.most_common(DEFECTS):
         console.warn(f"{count:,} of {len(found.index):,} images: {defect}")
     units = sorted({source.unit for source, _ in found.index.kinds})
-    if len(units) > 1:
+    if len(units) > 1 and given.data.normalize not in ("image", "foreground"):
         console.warn(
             f"values in {' and '.join(units)} are mixed and share one scale: take them apart with data.include, or "
             "--set data.normalize=image"
@@ -150,6 +150,7 @@ def statistics(reader: Reader, chosen: Recipe, workers: int) -> Statistics:
         except Unreadable:  # not verified yet: training quarantines it
             return None
 
+    workers = bounded(reader.index, workers)
     rows = sample_rows(reader.index.shapes[:, 1:].prod(axis=1, dtype=np.int64), chosen.train.seed)
     return gather((each for each in in_order(read, rows, workers) if each is not None), chosen.data.clip)
 
@@ -180,7 +181,8 @@ def _scan(folders: Sequence[str | Path], kind: type[Adapter], given: Recipe, pat
 def _large_enough(index: Index, rejects: Rejects, chosen: Recipe, work: Path) -> tuple[Index, Rejects]:
     """Without sources smaller than one patch. Raises DataError where none is left."""
     patch = np.array(chosen.model.patch_size)
-    small = (extents(index, len(patch), chosen.data.axis) < patch).any(axis=1)
+    size = tuple(int(side) for side in chosen.model.image_size)
+    small = too_small(index, size, tuple(patch.tolist()), chosen.data.crop, chosen.data.axis)
     if not small.any():
         return index, rejects
     reason = f"smaller than a patch ({'x'.join(map(str, patch))} px): set a smaller model.patch_size"
@@ -251,7 +253,7 @@ def _verify(index: Index, adapter: Adapter, chosen: Recipe, views: float, worker
     if asked != "all" and asked < len(rows):
         rows = np.sort(generator(chosen.train.seed, 0, VERIFY).permutation(len(rows))[:asked])
         console.say(f"verifying {len(rows):,} of {len(index):,} images (data.verify); later failures are quarantined")
-    reader = Reader(index, adapter)
+    reader, workers = Reader(index, adapter), bounded(index, workers)
 
     def reason(row: np.int64) -> tuple[int, str] | None:
         try:

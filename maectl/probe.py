@@ -19,7 +19,6 @@ from maectl.index import Index
 from maectl.labels import FILE, Labels, duplicates, resolve
 from maectl.mae import MaskedAutoencoder
 from maectl.planes import along
-from maectl.recipe import DataRecipe
 from maectl.registry import load as load_adapter
 from maectl.scan import scan
 from maectl.scoring import Evaluation
@@ -103,10 +102,11 @@ def report(result: dict[str, Any]) -> str:
 
 def _scanned(config: Config, folder: str, work: Path, workers: int) -> Reader:
     kind = load_adapter(config.adapter)
-    options = {name: value for name, value in config.options.items() if name != "channels"}
-    recipe = DataRecipe(channels=config.options["channels"], options=options)
     with console.task("scanning") as advance:
-        found = scan([folder], kind, recipe, work / "index.arrow", workers=workers, progress=lambda n: advance(n, None))
+        found = scan(
+            [folder], kind, config.seeing(), work / "index.arrow", workers=workers,
+            progress=lambda n: advance(n, None),
+        )  # fmt: skip
     if found.rejects.rows:
         _, paths, _, reason = found.rejects.rows[0]
         console.warn(f"{len(found.rejects):,} images cannot be used, e.g. {paths}: {reason}")
@@ -123,7 +123,8 @@ def _extracted(
     reader: Reader, config: Config, labels: Labels, models: dict[str, MaskedAutoencoder], workers: int
 ) -> tuple[Labels, Features]:
     """Features of the labelled images, and the labels of those that can be read."""
-    members = Members(labels.rows, _slices(reader, config, labels), labels.owners)
+    labels, places = _sliced(reader, config, labels)
+    members = Members(labels.rows, places, labels.owners)
     with console.task("features of the images") as advance:
         frozen = extract(reader, config, members, models, device.pick(), workers, advance)
     if not frozen.unread:
@@ -137,10 +138,13 @@ def _extracted(
     return kept, frozen
 
 
-def _slices(reader: Reader, config: Config, labels: Labels) -> npt.NDArray[np.int64]:
-    """[M] the slice of every member along the axis the model sees, -1 for the whole. Raises UsageError."""
+def _sliced(reader: Reader, config: Config, labels: Labels) -> tuple[Labels, npt.NDArray[np.int64]]:
+    """[M] the slice of every member along the axis the model sees, -1 for the whole; slices cut away are left out.
+
+    Raises UsageError for a slice that there is none of.
+    """
     dimensions = len(config.model["image_size"])
-    places = labels.places.copy()
+    places, cut = labels.places.copy(), []
     for number in np.flatnonzero(places >= 0):
         source, place = reader.index[int(labels.rows[number])], int(places[number])
         axis = along(source, dimensions, config.axis)
@@ -148,11 +152,18 @@ def _slices(reader: Reader, config: Config, labels: Labels) -> npt.NDArray[np.in
             raise UsageError(f"labels of single slices: this model sees {source.paths[0]} whole; label it as one")
         member = place >= FILE
         found = reader.adapter.place(source, axis, place - FILE * member, member=member)
-        if found is None or not 0 <= found < source.shape[1 + axis]:
+        if found is None and not member:
+            cut.append(int(labels.owners[number]))
+        elif found is None or not 0 <= found < source.shape[1 + axis]:
             what = f"its {source.axes[axis]} slices are {source.shape[1 + axis]}"
             raise UsageError(f"no slice of {source.paths[0]} as labelled ({place - FILE * member}): {what}")
-        places[number] = found
-    return places
+        else:
+            places[number] = found
+    if not cut:
+        return labels, places
+    note = f"left out, cut away by the adapter's options: {len(cut)} slices"
+    kept = replace(labels.only(np.setdiff1d(np.arange(len(labels.train)), cut)), notes=[*labels.notes, note])
+    return kept, places[~np.isin(labels.owners, cut)]
 
 
 def _twin(config: Config, number: int) -> MaskedAutoencoder:

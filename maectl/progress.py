@@ -101,7 +101,7 @@ class Progress:
         self.about["data_wait_fraction"] = (self.loader.waited - self._waited) / training
 
     def _state(self, loss: float, speed: float, step: int, now: float) -> str:
-        best = min(self.about["baselines"].values())
+        best = min(self.about["baselines"].values()) or float("nan")  # no valid pixel is held out
         left = (self.about["steps"] - step) * (now - self._begun) / max(1, step - self._first)
         return (
             f"loss {loss:.3f} ({loss / best:.0%} of baseline)  {speed:,.0f} img/s  "

@@ -191,6 +191,12 @@ class Recipe(Section):
     model: ModelRecipe = ModelRecipe()
     train: TrainRecipe = TrainRecipe()
 
+    @model_validator(mode="after")
+    def _flips(self) -> "Recipe":
+        if "depth" in self.data.flip and len(self.model.image_size) == 2:
+            raise ValueError("data.flip depth: a 2-D model sees no depth; leave it out")
+        return self
+
     def updated(self, changes: Mapping[str, Mapping[str, Any]]) -> "Recipe":
         """A copy with ``{section: {key: value}}`` replaced, validated again."""
         whole = self.model_dump(mode="json")

@@ -1,6 +1,7 @@
 """What did a model learn to fill in? Images out, with predicted patches, in the format they came in."""
 
 import csv
+import io
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ from maectl.checkpoint import Config
 from maectl.errors import DataError, RunError, Unreadable, UsageError
 from maectl.fidelity import compared, mean
 from maectl.mae import kept
-from maectl.recipe import DataRecipe
 from maectl.registry import load as load_adapter
 from maectl.restoration import Job, restore
 from maectl.scan import scan
@@ -72,8 +72,9 @@ def _scanned(
     config: Config, paths: Sequence[str], out: Path, work: Path
 ) -> tuple[Adapter, list[tuple[str, Source]], list[dict[str, str]]]:
     """The adapter, the sources under the names the user gave them, and what a scan rejects."""
-    options = {name: value for name, value in config.options.items() if name != "channels"}
-    recipe = DataRecipe(channels=config.options["channels"], options=options)
+    recipe = config.seeing()
+    if not all(Path(path).is_dir() for path in paths):  # who names a file means it
+        recipe = recipe.model_copy(update={"include": (), "exclude": ()})
     with console.task("scanning") as advance:
         found = scan(
             paths,
@@ -81,6 +82,7 @@ def _scanned(
             recipe,
             work / "index.arrow",
             progress=lambda n: advance(n, None),
+            mixed=True,
         )
     given = {
         str(path.absolute()): path
@@ -90,7 +92,7 @@ def _scanned(
     fresh = [source for source in sources if not _earlier(source, out.absolute())]
     named = [(str(given[source.folder] / source.paths[0]), source) for source in fresh]
     rejects = [
-        {"source": str(Path(folder) / names), "reason": reason} for folder, names, _, reason in found.rejects.rows
+        {"source": str(given[folder] / names), "reason": reason} for folder, names, _, reason in found.rejects.rows
     ]
     seen = [*(name for name, _ in named), *(each["source"] for each in rejects)]
     for path in map(Path, paths):
@@ -153,15 +155,22 @@ def _numbers(sources: Sequence[Source]) -> list[str]:
 
 
 def _mapped(out: Path, sources: Sequence[Source]) -> None:
-    """Write index.csv: which number stands for which image. It alone of all exports names files."""
+    """Write index.csv: which number stands for which image. It alone of all exports names files.
+
+    Raises UsageError where numbers of an earlier call stand for other images.
+    """
+    path, text = out / "index.csv", io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(("number", "folder", "paths"))
+    for number, source in zip(_numbers(sources), sources, strict=True):
+        writer.writerow((number, source.folder, ";".join(source.paths)))
+    content = text.getvalue().encode("utf-8", "surrogateescape")
     try:
-        with (out / "index.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file)
-            writer.writerow(("number", "folder", "paths"))
-            for number, source in zip(_numbers(sources), sources, strict=True):
-                writer.writerow((number, source.folder, ";".join(source.paths)))
+        if path.exists() and path.read_bytes() != content:
+            raise UsageError(f"--out {out} holds pictures of other images, by number: give another folder")
+        path.write_bytes(content)
     except OSError as error:
-        raise RunError(f"{out}/index.csv cannot be written: {error.strerror}") from None
+        raise RunError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _tell(means: dict[str, Any], count: int, rejects: Sequence[dict[str, str]], out: Path) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from maectl.adapter import Pixels
 
-__all__ = ["pad", "resize"]
+__all__ = ["fitted", "pad", "resize"]
 
 Bools = npt.NDArray[np.bool_]
 
@@ -35,6 +35,16 @@ def resize(pixels: Pixels, size: tuple[int, ...], fill: npt.NDArray[np.float64])
     if valid is not None:
         valid = _resized_validity(valid, size)
     return Pixels(_bicubic(values, size) if len(size) == 2 else _linear(values, size), valid)
+
+
+def fitted(pixels: Pixels, span: tuple[int, ...], size: tuple[int, ...], fill: npt.NDArray[np.float64]) -> Pixels:
+    """`resize` of a cut that is all there is of ``span`` pixels: what lies outside of it is invalid.
+
+    The cut takes its share of ``size``, and is padded there: a span may be far larger than memory.
+    """
+    have = pixels.values.shape[1:]
+    own = tuple(max(1, round(side * h / s)) if s > h else side for side, h, s in zip(size, have, span, strict=True))
+    return pad(resize(pixels, own, fill), size)
 
 
 def pad(pixels: Pixels, span: tuple[int, ...]) -> Pixels:

@@ -14,6 +14,7 @@ C channels, S the image's spatial shape.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from maectl import panels
 from maectl.adapter import Adapter, Pixels, Source, Values, Window
 from maectl.checkpoint import Config
 from maectl.errors import RunError, Unreadable, UsageError
-from maectl.fidelity import compared, fidelity, nearest_visible, patch_means
+from maectl.fidelity import compared, fidelity, joined, nearest_visible, patch_means
 from maectl.mae import MaskedAutoencoder
 from maectl.planes import along, rest
 from maectl.resize import pad, resize
@@ -37,6 +38,7 @@ from maectl.windows import crop_pixels, room
 __all__ = ["Job", "restore"]
 
 ROWS = 1024  # rows of pixels handed to an adapter at once
+LARGEST = 1 << 30  # pixels that a small source is padded to at most
 ERROR_SHARE = 4  # the error map ends at the peak divided by this: one scale for all images of a run
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -67,7 +69,6 @@ class _Done:
     predicted  float32 [C, *S] predictions in the image's unit, 0 where there is none
     where      bool [*S] where a prediction is used
     removed    bool [*S] what the first mask removed
-    rivals     float32 [C, *S] by name, what trivial predictions say where ``where``
     """
 
     values: npt.NDArray[Any]
@@ -75,7 +76,6 @@ class _Done:
     predicted: Floats
     where: Bools
     removed: Bools
-    rivals: dict[str, Floats]
 
     @property
     def measured(self) -> Bools:
@@ -93,16 +93,15 @@ def restore(job: Job, name: str, source: Source, place: int, path: Path) -> dict
     axis = _check(source, job.config)
     pixels = job.adapter.read(source)
     sight = _sight(source, pixels, job.config, axis)
-    done, count = _whole(job, pixels, sight, place)
-    if not done.measured.any():
+    done, measured = _whole(job, pixels, sight, place)
+    if not measured:
         raise Unreadable("no valid pixel lies in the patches removed (--cover removes every one)")
-    peak, at = _peak(source, job.config), done.measured
     entry = {
         "source": name,
         "outputs": [],
-        **fidelity(done.values, done.predicted, at, peak, {key: each[:, at] for key, each in done.rivals.items()}),
+        **joined(measured, sight.peak),
         "mask_ratio": job.mask_ratio,
-        "masks": count,
+        "masks": len(masks(sight.plan.grid, job.mask_ratio, job.cover, generator(job.seed, place, RECONSTRUCT))),
         "tiles": len(sight.plan.tiles),
         "seen_size": list(sight.plan.size),
         "slices": None if axis < 0 else source.axes[axis],
@@ -142,35 +141,43 @@ class _Sight:
     plan       the layout of what the model sees, the image or one slice of it
     span       the extent that is padded to before
     constants  mean and deviation [C] that normalise it
+    peak       of its values, for PSNR
     """
 
     axis: int
     plan: Layout
     span: tuple[int, ...]
     constants: Constants
+    peak: float
 
 
 def _sight(source: Source, pixels: Pixels, config: Config, axis: int) -> _Sight:
     size, patch = (tuple(config.model[key]) for key in ("image_size", "patch_size"))
     spacing = source.spacing if source.spacing is None or axis < 0 else tuple(np.delete(source.spacing, axis))
     window = crop_pixels(config.crop, size, spacing)
-    span = room(rest(source.shape[1:], axis), window)
-    return _Sight(axis, layout(span, size, patch, window), span, config.normalizer.constants(lambda: pixels))
+    extent = rest(source.shape[1:], axis)
+    span = room(extent, window)
+    if prod(span) > max(LARGEST, 8 * prod(extent)):
+        raise Unreadable(f"its pixels are far smaller than the model's: data.crop {config.crop} is {span} of them")
+    constants = config.normalizer.constants(lambda: pixels)
+    return _Sight(axis, layout(span, size, patch, window), span, constants, _peak(source, config))
 
 
-def _whole(job: Job, pixels: Pixels, sight: _Sight, place: int) -> tuple[_Done, int]:
-    """The image reconstructed, slice by slice where the model sees slices, and under how many masks."""
+def _whole(job: Job, pixels: Pixels, sight: _Sight, place: int) -> tuple[_Done, list[dict[str, Any]]]:
+    """The image reconstructed, slice by slice where the model sees slices, and how well each came out."""
     if sight.axis < 0:
-        return _reconstructed(job, pixels, sight, generator(job.seed, place, RECONSTRUCT))
-    parts = [
-        _reconstructed(job, plane, sight, generator(job.seed, place, RECONSTRUCT, number))
-        for number, plane in enumerate(_planes(pixels, sight.axis))
-    ]
-    stacked = {name: np.stack([getattr(part, name) for part, _ in parts], sight.axis) for name in ("where", "removed")}
-    predicted = np.stack([part.predicted for part, _ in parts], sight.axis + 1)
-    names = parts[0][0].rivals
-    rivals = {name: np.stack([part.rivals[name] for part, _ in parts], sight.axis + 1) for name in names}
-    return _Done(pixels.values, pixels.valid, predicted, **stacked, rivals=rivals), parts[0][1]
+        done, measured = _reconstructed(job, pixels, sight, generator(job.seed, place, RECONSTRUCT))
+        return done, [measured] if measured else []
+    extent = pixels.values.shape[1:]
+    predicted = np.zeros(pixels.values.shape, np.float32)
+    where, removed = np.zeros(extent, np.bool_), np.zeros(extent, np.bool_)
+    every = []
+    for number, plane in enumerate(_planes(pixels, sight.axis)):
+        part, measured = _reconstructed(job, plane, sight, generator(job.seed, place, RECONSTRUCT, number))
+        at = (slice(None),) * sight.axis + (number,)
+        predicted[(slice(None), *at)], where[at], removed[at] = part.predicted, part.where, part.removed
+        every += [measured] if measured else []
+    return _Done(pixels.values, pixels.valid, predicted, where, removed), every
 
 
 def _planes(pixels: Pixels, axis: int) -> Iterator[Pixels]:
@@ -179,7 +186,10 @@ def _planes(pixels: Pixels, axis: int) -> Iterator[Pixels]:
         yield Pixels(pixels.values[(slice(None), *at)], None if pixels.valid is None else pixels.valid[at])
 
 
-def _reconstructed(job: Job, pixels: Pixels, sight: _Sight, chance: np.random.Generator) -> tuple[_Done, int]:
+def _reconstructed(
+    job: Job, pixels: Pixels, sight: _Sight, chance: np.random.Generator
+) -> tuple[_Done, dict[str, Any]]:
+    """What the model sees at once, reconstructed; and its `fidelity`, nothing where no valid pixel is predicted."""
     plan, constants = sight.plan, sight.constants
     chosen = masks(plan.grid, job.mask_ratio, job.cover, chance)
     inner = tuple(
@@ -195,12 +205,15 @@ def _reconstructed(job: Job, pixels: Pixels, sight: _Sight, chance: np.random.Ge
     means = np.zeros(padded.values.shape, np.float32)
     at = where if padded.valid is None else where & padded.valid
     means[:, at] = patch_means(padded.values, at, plan.cells, constants if job.config.model["norm_pix_loss"] else None)
-    rivals = {"patch_mean": means, "nearest_visible": nearest_visible(seen, plan, chosen, sight.span)}
-    own = {name: each[(slice(None), *inner)] for name, each in rivals.items()}
-    done = _Done(
-        pixels.values, pixels.valid, predicted[(slice(None), *inner)], where[inner], removed[inner], rivals=own
-    )
-    return done, len(chosen)
+    done = _Done(pixels.values, pixels.valid, predicted[(slice(None), *inner)], where[inner], removed[inner])
+    if not done.measured.any():
+        return done, {}
+    nearest = nearest_visible(seen, plan, chosen, sight.span)
+    rivals = {
+        name: each[(slice(None), *inner)][:, done.measured]
+        for name, each in (("patch_mean", means), ("nearest_visible", nearest))
+    }
+    return done, fidelity(done.values, done.predicted, done.measured, sight.peak, rivals)
 
 
 def _peak(source: Source, config: Config) -> float:

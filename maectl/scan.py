@@ -1,6 +1,8 @@
 """Scan folders into an index: headers in parallel, channels resolved, what cannot be used set aside."""
 
+import functools
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -17,7 +19,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 from pydantic import ValidationError
 
 from maectl.adapter import Adapter, Channels, Files, Reject, Source
@@ -55,18 +56,20 @@ def scan(
     *,
     workers: int = 0,
     progress: Progress = lambda files: None,
+    mixed: bool = False,
 ) -> Scan:
     """Scan folders (or single files) into an index written to ``path``.
 
     Channels set to auto are resolved to what most sources have; the others are converted by the adapter
-    (made again with that count), and a note says so. ``workers`` 0 means all cores. Raises DataError for
+    (made again with that count), and a note says so. Of images, films and volumes only what holds most pixels stays,
+    unless they may be ``mixed``. ``workers`` 0 means all cores. Raises DataError for
     a folder that does not exist or cannot be read and where nothing usable is found, UsageError for
     options the adapter does not have and for a folder inside another: its images would count twice, once to
     train on and once held out.
     """
     _apart(folders)
     adapter = made(kind, recipe)
-    found = _scanned(adapter, folders, recipe, workers, progress)
+    found = _scanned(adapter, folders, recipe, workers, progress, mixed)
     notes: list[str] = []
     if recipe.channels == "auto" and len(found.columns):
         counts = found.columns.channels()
@@ -74,11 +77,14 @@ def scan(
         adapter = made(kind, recipe, count)
         if len(counts) > 1:  # the rest is converted: only the adapter can say how, and what it refuses
             notes.append(_conversion(counts, names))
-            found = _scanned(adapter, folders, recipe, workers, progress)
+            found = _scanned(adapter, folders, recipe, workers, progress, mixed)
     if not len(found.columns):
         raise DataError(_nothing_found(folders, kind.name, found))
     write(found.columns.table(), path)
-    return Scan(Index(path), adapter, found.rejects, found.foreign, notes + found.notes, found.facts, found.defects)
+    facts, defects = (
+        functools.reduce(Counter.__add__, each) for each in zip(*found.columns.told.values(), strict=True)
+    )
+    return Scan(Index(path), adapter, found.rejects, found.foreign, notes + found.notes, facts, defects)
 
 
 def made(kind: type[Adapter], recipe: DataRecipe, channels: Channels | None = None) -> Adapter:
@@ -178,11 +184,18 @@ class _Columns:
         self.kinds: dict[str, int] = {}
         self.groups: dict[str, int] = {}
         self.ungrouped = 0
+        self.pixels: Counter[str] = Counter()  # by form
+        self.told: dict[str, tuple[Counter[str], Counter[str]]] = {}  # by form: facts, notes
 
     def __len__(self) -> int:
         return len(self.rows) + sum(int(batch.num_rows) for batch in self.batches)
 
     def add(self, source: Source, folder: int) -> None:
+        form = _form(source.axes)
+        self.pixels[form] += math.prod(source.shape)
+        facts, notes = self.told.setdefault(form, (Counter(), Counter()))
+        facts.update(source.facts)
+        notes.update(source.notes)
         kind = json.dumps(
             {"dtype": source.dtype, "unit": source.unit, "axes": source.axes, "channels": source.channels}
         )
@@ -220,18 +233,22 @@ class _Columns:
         self.batches.append(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
         self.rows = []
 
-    def uniform(self) -> tuple[list[tuple[int, tuple[str, ...]]], int]:
-        """Keep images or volumes, whichever hold more pixels: (folder, paths) of the others, and how many axes stay."""
+    def uniform(self) -> tuple[list[tuple[int, tuple[str, ...]]], str]:
+        """Keep images, films or volumes, whichever hold most pixels: (folder, paths) of the others, and what stays.
+
+        Facts and notes of the others are forgotten.
+        """
         self._flush_rest()
+        most = max(self.pixels, key=lambda form: self.pixels[form], default="")
+        if len(self.pixels) < 2:
+            return [], most
         table = pa.Table.from_batches(self.batches, schema=SCHEMA)
-        axes = np.asarray(pa.compute.list_value_length(table.column("shape"))) - 1
-        if len(kinds := np.unique(axes)) < 2:
-            return [], int(kinds[0]) if len(kinds) else 0
-        pixels = np.array([np.prod(shape, dtype=np.int64) for shape in table.column("shape").to_pylist()])
-        most = max(kinds, key=lambda kind: pixels[axes == kind].sum())
-        others = table.filter(pa.array(axes != most)).select(["folder", "paths"]).to_pylist()
-        self.batches = table.filter(pa.array(axes == most)).to_batches()
-        return [(each["folder"], tuple(map(os.fsdecode, each["paths"]))) for each in others], int(most)
+        kinds = np.array([_form(json.loads(kind)["axes"]) == most for kind in self.kinds])
+        stays = kinds[np.asarray(table.column("kind"))]
+        others = table.filter(pa.array(~stays)).select(["folder", "paths"]).to_pylist()
+        self.batches = table.filter(pa.array(stays)).to_batches()
+        self.told = {most: self.told[most]}
+        return [(each["folder"], tuple(map(os.fsdecode, each["paths"]))) for each in others], most
 
     def channels(self) -> dict[tuple[int, tuple[str, ...]], int]:
         """How many sources have each (channel count, channel names)."""
@@ -241,7 +258,8 @@ class _Columns:
         counts: dict[tuple[int, tuple[str, ...]], int] = {}
         for kind, count in enumerate(np.bincount(kinds, minlength=len(names))):
             key = (len(names[kind]), names[kind])
-            counts[key] = counts.get(key, 0) + int(count)
+            if count:
+                counts[key] = counts.get(key, 0) + int(count)
         return counts
 
     def table(self) -> pa.Table:
@@ -261,12 +279,15 @@ class _Found:
     rejects: Rejects
     foreign: int = 0
     notes: list[str] = field(default_factory=list)
-    facts: Counter[str] = field(default_factory=Counter)
-    defects: Counter[str] = field(default_factory=Counter)
 
 
 def _scanned(
-    adapter: Adapter, folders: Sequence[str | Path], recipe: DataRecipe, workers: int, progress: Progress
+    adapter: Adapter,
+    folders: Sequence[str | Path],
+    recipe: DataRecipe,
+    workers: int,
+    progress: Progress,
+    mixed: bool,
 ) -> _Found:
     found = _Found(_Columns([], recipe.group), Rejects())
     for number, folder in enumerate(folders):
@@ -277,28 +298,30 @@ def _scanned(
             claimed += len(set(each.paths) - last)  # sources that share a file come one after another
             last = set(each.paths)
             if isinstance(each, Reject):
-                found.rejects.add(files.folder, each.paths, "scan", each.reason)
+                found.rejects.add(found.columns.folders[number], each.paths, "scan", each.reason)
             else:
                 found.columns.add(each, number)
-                found.facts.update(each.facts)
-                found.defects.update(each.notes)
         found.foreign += files.seen - claimed
-    _unmixed(found)
+    if not mixed:
+        _unmixed(found)
     return found
 
 
+def _form(axes: Sequence[str]) -> str:
+    """What a model takes a source for: volumes, films and images have nothing to do with one another."""
+    return "images" if len(axes) < 3 else "films" if axes[0] == "frame" else "volumes"
+
+
 def _unmixed(found: _Found) -> None:
-    """Volumes and single images cannot share a model: the lesser part becomes rejects."""
-    others, axes = found.columns.uniform()
-    if not others:
-        return
-    kind, rest = ("volumes", "an image") if axes == 3 else ("images", "a volume")
+    """Volumes, films and single images cannot share a model: the lesser parts become rejects."""
+    others, form = found.columns.uniform()
     for folder, paths in others:
         found.rejects.add(
             found.columns.folders[folder], paths, "scan",
-            f"{rest} among {kind}, which hold more pixels: train on it apart (data.include, data.exclude)",
+            f"none of the {form} here, which hold more pixels: train on it apart (data.include, data.exclude)",
         )  # fmt: skip
-    found.notes.append(f"{len(others):,} sources are left out: {rest} each, among {kind}")
+    if others:
+        found.notes.append(f"{len(others):,} sources are left out: they are no {form}, which hold more pixels here")
 
 
 def _conversion(counts: dict[tuple[int, tuple[str, ...]], int], target: tuple[str, ...]) -> str:

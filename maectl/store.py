@@ -30,12 +30,13 @@ from maectl.adapter import Adapter, Pixels, Source, Window
 from maectl.errors import DataError, Unreadable
 from maectl.index import Index
 
-__all__ = ["Reader", "Store", "build", "default_folder", "in_order", "raw_bytes"]
+__all__ = ["Reader", "Store", "bounded", "build", "default_folder", "in_order", "raw_bytes"]
 
 VERSION = 2
 ENDS = 4096  # bytes hashed at each end of a file
 SHARD = 1 << 30  # bytes of pixels after which a new shard begins
 RESERVE = 1 << 30  # bytes always left free on the disk
+UNDER_WAY = 8 << 30  # bytes of whole sources in memory at once
 STALE = 86_400  # seconds after which an unfinished shard is taken for a killed build's
 SCHEMA = pa.schema(
     [("key", pa.binary(16)), ("offset", pa.int64()), ("valid_offset", pa.int64())]  # valid_offset -1: all valid
@@ -139,6 +140,12 @@ def raw_bytes(index: Index, rows: npt.NDArray[np.int64] | None = None) -> int:
     return int((sizes if rows is None else sizes[rows]).sum())
 
 
+def bounded(index: Index, workers: int) -> int:
+    """So many threads (0: one a core), or fewer where sources are so large that as many would not fit in memory."""
+    largest = int((index.shapes.prod(axis=1, dtype=np.int64) * index.itemsizes).max())
+    return max(1, min(workers or os.cpu_count() or 1, UNDER_WAY // (2 * largest)))
+
+
 def build(
     index: Index,
     adapter: Adapter,
@@ -172,7 +179,7 @@ def _built(
     if len(wanted) == 0:
         return store, unreadable
     _check_space(index, wanted, folder)
-    reader = Reader(index, adapter)
+    reader, workers = Reader(index, adapter), bounded(index, workers)
     writer = _Writer(folder)
     try:
         for done, (row, pixels) in enumerate(in_order(lambda row: (row, _decoded(reader, row)), wanted, workers), 1):

