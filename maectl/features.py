@@ -246,10 +246,17 @@ def _stacked(views: Sequence[_View], config: Config) -> Whole:
 def features(model: MaskedAutoencoder, config: Config, whole: Whole, where: torch.device) -> dict[str, Floats]:
     """Frozen features of every view: ``cls`` [V, D], the class token, and ``mean`` [V, D], of the patch tokens.
 
-    Computed in float32, whatever the training's precision, so that they do not depend on the machine's.
+    A patch counts in the mean by its share of valid pixels. Computed in float32, whatever the training's precision,
+    so that they do not depend on the machine's.
     """
-    tokens = model.encode(*normalise(whole.batch(), config.normalizer, where))  # [V, 1 + L, D]
-    return {"cls": tokens[:, 0].cpu().numpy(), "mean": tokens[:, 1:].mean(dim=1).cpu().numpy()}
+    images, valid = normalise(whole.batch(), config.normalizer, where)
+    tokens = model.encode(images, valid)  # [V, 1 + L, D]
+    mean = tokens[:, 1:].mean(dim=1)
+    if valid is not None:
+        shares = model.patchify(valid[:, None].float()).mean(dim=-1, keepdim=True)  # [V, L, 1]
+        weighted = (tokens[:, 1:] * shares).sum(dim=1) / shares.sum(dim=1).clamp(min=1e-6)
+        mean = torch.where(valid.flatten(1).any(dim=1, keepdim=True), weighted, mean)
+    return {"cls": tokens[:, 0].cpu().numpy(), "mean": mean.cpu().numpy()}
 
 
 def image_statistics(whole: Whole) -> Floats:

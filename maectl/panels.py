@@ -19,11 +19,12 @@ from maectl.mae import MaskedAutoencoder
 from maectl.stats import Normalizer
 from maectl.tiling import places, predict
 
-__all__ = ["LEAK", "confusion", "error_panel", "panel", "sheet", "training_samples"]
+__all__ = ["LEAK", "confusion", "error_panel", "levels", "panel", "sheet", "training_samples"]
 
 SAMPLES = 6  # images of a batch that are shown while training
 SMALLEST, LARGEST = 256, 512  # px: a panel's longer side is enlarged to about the first, shrunk to the second
 LEAK = "patch mean and deviation taken from the original"  # said wherever norm_pix_loss predictions are shown
+LOOKED_AT = 1 << 20  # pixels that percentiles are taken from
 PAPER, INK, GAP = (255, 255, 255), (32, 32, 32), 8
 HATCH = (np.array((186, 186, 186), np.uint8), np.array((142, 142, 142), np.uint8))
 INVALID = np.array((90, 90, 110), np.uint8)
@@ -32,25 +33,35 @@ BLUE = np.array((8, 64, 130), float)
 Bytes = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 Values = npt.NDArray[Any]
+Levels = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
-def colours(values: Values, config: Config) -> Bytes:
-    """Values [C, H, W] in the images' unit as RGB, by ``display`` of the run's recipe.
+def levels(values: Values, config: Config, valid: Bools | None = None) -> Levels:
+    """Which value of each channel of an image [C, *S] is shown black, which white: [C] twice.
 
-    By default 8-bit values are shown as they are, others from their channel's 0.5 to its 99.5 % percentile;
-    one or two channels in grey (the first), more by the first three.
+    ``display.range`` of the run's recipe; by default 8-bit values are shown as they are, others from their
+    channel's 0.5 to its 99.5 % percentile, in the data set, or where each image is normalised by itself, in it.
     """
-    chosen = config.display.channels or ((0, 1, 2) if len(values) > 2 else (0,))
+    count = len(values)
     if config.display.range is not None:
-        low, high = (np.full(len(chosen), side) for side in config.display.range)
-    elif config.dtype == "uint8":
-        low, high = np.zeros(len(chosen)), np.full(len(chosen), 255.0)
-    else:
-        low, high = (np.array([config.statistics[name][each] for each in chosen]) for name in ("p0_5", "p99_5"))
+        return np.full(count, config.display.range[0]), np.full(count, config.display.range[1])
+    if config.dtype == "uint8":
+        return np.zeros(count), np.full(count, 255.0)
+    if config.normalizer.image:
+        inside = values.reshape(count, -1) if valid is None or not valid.any() else values[:, valid]
+        low, high = np.nanpercentile(inside[:, :: max(1, inside.shape[1] // LOOKED_AT)], (0.5, 99.5), axis=1)
+        return low, high
+    return np.array(config.statistics["p0_5"]), np.array(config.statistics["p99_5"])
+
+
+def colours(values: Values, config: Config, shown: Levels | None = None) -> Bytes:
+    """Values [C, H, W] in the images' unit as RGB: one or two channels in grey (the first), more by the first three."""
+    chosen = config.display.channels or ((0, 1, 2) if len(values) > 2 else (0,))
+    low, high = (side[list(chosen)] for side in shown or levels(values, config))
     spread = np.where(high > low, high - low, 1)
     scaled = (values[list(chosen)].astype(np.float32) - low[:, None, None]) / spread[:, None, None]
-    shown = np.rint(255 * np.clip(np.nan_to_num(scaled), 0, 1)).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(np.moveaxis(shown, 0, -1), (*values.shape[1:], 3)))
+    bytes_ = np.rint(255 * np.clip(np.nan_to_num(scaled), 0, 1)).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(np.moveaxis(bytes_, 0, -1), (*values.shape[1:], 3)))
 
 
 def panel(
@@ -59,12 +70,15 @@ def panel(
     hidden: Bools | None = None,
     invalid: Bools | None = None,
     spacing: tuple[float, ...] | None = None,
+    shown: Levels | None = None,
 ) -> Image.Image:
     """Values [C, *S] as a panel: hatched where ``hidden``, flat grey where ``invalid`` (bool [*S]).
 
-    A volume is three slices below one another, to scale where its ``spacing`` is known.
+    A volume is three slices below one another, to scale where its ``spacing`` is known. ``shown`` are the `levels`
+    that panels beside one another share.
     """
-    return _drawn(lambda plane: colours(plane, config), values, hidden, invalid, spacing)
+    shown = shown or levels(values, config)
+    return _drawn(lambda plane: colours(plane, config, shown), values, hidden, invalid, spacing)
 
 
 def error_panel(
@@ -169,12 +183,13 @@ def training_samples(
         gone = hidden[number]
         bad = None if part.valid is None else ~part.valid[number].numpy()
         pasted = np.where(gone, restored[number], original)
+        shown = levels(original, config, None if bad is None else ~bad)
         rows.append(
             [
-                panel(original, config, None, bad, spacing),
-                panel(original, config, gone, bad, spacing),
-                panel(restored[number], config, ~gone, bad, spacing),
-                panel(pasted, config, None, bad, spacing),
+                panel(original, config, None, bad, spacing, shown),
+                panel(original, config, gone, bad, spacing, shown),
+                panel(restored[number], config, ~gone, bad, spacing, shown),
+                panel(pasted, config, None, bad, spacing, shown),
             ]
         )
     note = [LEAK] if config.model["norm_pix_loss"] else []

@@ -160,7 +160,7 @@ def _sight(source: Source, pixels: Pixels, config: Config, axis: int) -> _Sight:
     if prod(span) > max(LARGEST, 8 * prod(extent)):
         raise Unreadable(f"its pixels are far smaller than the model's: data.crop {config.crop} is {span} of them")
     constants = config.normalizer.constants(lambda: pixels)
-    return _Sight(axis, layout(span, size, patch, window), span, constants, _peak(source, config))
+    return _Sight(axis, layout(span, size, patch, window), span, constants, _peak(source, pixels, config))
 
 
 def _whole(job: Job, pixels: Pixels, sight: _Sight, place: int) -> tuple[_Done, list[dict[str, Any]]]:
@@ -216,10 +216,17 @@ def _reconstructed(
     return done, fidelity(done.values, done.predicted, done.measured, sight.peak, rivals)
 
 
-def _peak(source: Source, config: Config) -> float:
-    """255 for 8-bit images, else the range from the 0.1 to the 99.9 % percentile of the run's data set."""
+def _peak(source: Source, pixels: Pixels, config: Config) -> float:
+    """255 for 8-bit images, else the range from the 0.1 to the 99.9 % percentile of the run's data set.
+
+    Where each image is normalised by itself their values have no common scale: then that of its own valid pixels.
+    """
     if source.dtype == "uint8":
         return 255.0
+    if config.normalizer.image:
+        inside = pixels.values if pixels.valid is None else pixels.values[:, pixels.valid]
+        low, high = np.percentile(inside, (0.1, 99.9)) if inside.size else (0.0, 0.0)
+        return float(high - low)
     return float(max(config.statistics["p99_9"]) - min(config.statistics["p0_1"]))
 
 
@@ -228,14 +235,14 @@ def _picture(
 ) -> None:
     """original | masked | reconstruction | visible patches pasted | error, as one PNG."""
     config, peak, count = job.config, entry["psnr_peak"], entry["masks"]
-    bad = None if done.valid is None else ~done.valid
+    bad, shown = None if done.valid is None else ~done.valid, panels.levels(done.values, config, done.valid)
     error = np.where(done.measured, np.abs(done.predicted - done.values), 0).mean(axis=0)
     top = peak / ERROR_SHARE or 1.0
     row = [
-        panels.panel(done.values, config, None, bad, spacing),
-        panels.panel(done.values, config, done.removed, bad, spacing),
-        panels.panel(done.pasted, config, ~done.where, bad, spacing),
-        panels.panel(np.where(done.removed, done.predicted, done.values), config, None, bad, spacing),
+        panels.panel(done.values, config, None, bad, spacing, shown),
+        panels.panel(done.values, config, done.removed, bad, spacing, shown),
+        panels.panel(done.pasted, config, ~done.where, bad, spacing, shown),
+        panels.panel(np.where(done.removed, done.predicted, done.values), config, None, bad, spacing, shown),
         panels.error_panel(error, top, ~done.where, bad, spacing),
     ]
     first = f" (mask 1 of {count})" if count > 1 else ""

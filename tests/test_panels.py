@@ -141,3 +141,16 @@ def test_counts_are_left_out_where_they_do_not_fit(tmp_path: Path):
     few, huge = (np.array(Image.open(tmp_path / name)) for name in ("few", "huge"))
     assert (few[200:, 200:] == panels.INK).all(axis=-1).sum() > 1000
     assert (huge[200:, 200:] == panels.INK).all(axis=-1).sum() == 0
+
+
+def test_images_normalised_by_themselves_are_shown_between_their_own_percentiles():
+    """One scale for a data set of scans in arbitrary units would show most of them black."""
+    config = made(1, "float32").model_copy(update={"normalizer": Normalizer((0.0,), (1.0,), None, True)})
+    dim = np.linspace(0, 3, 400).reshape(1, 20, 20)
+    for values in (dim, 1000 * dim):
+        picture = panels.colours(values, config)
+        assert picture.min() == 0
+        assert picture.max() == 255
+    low, high = panels.levels(dim, config, dim[0] > 1)
+    assert low[0] > 1
+    assert high[0] < 3

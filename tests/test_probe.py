@@ -12,7 +12,7 @@ from PIL import Image
 from maectl import checkpoint
 from maectl.adapter import Pixels
 from maectl.errors import DataError, RunError, UsageError
-from maectl.features import Members, central, extract
+from maectl.features import Members, Whole, central, extract, features
 from maectl.index import Index
 from maectl.pretrain import Request, pretrain
 from maectl.probe import probe, report
@@ -170,6 +170,23 @@ def test_unreadable_images_are_left_out_and_told(run: Path, labelled: Path, tmp_
     found = probed(run, tmp_path)
     assert found["n_train"] + found["n_test"] == 15
     assert any("unreadable: 1 images" in note for note in found["notes"])
+
+
+def test_patches_count_in_the_mean_feature_by_their_valid_share(run: Path):
+    found = checkpoint.load(run)
+    model, images = found.model(), np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32)).astype(np.uint8)
+    valid = np.ones((2, 32, 32), bool)
+    valid[0, :16] = False  # the upper half: patches 0 to 7 of 16
+    valid[1] = False
+    mean, std = (
+        np.array([each] * 2, np.float32) for each in (found.config.normalizer.mean, found.config.normalizer.std)
+    )
+    got = features(model, found.config, Whole(images, valid, mean, std), torch.device("cpu"))["mean"]
+    seen = (images - mean[..., None, None]) / std[..., None, None] * valid[:, None]
+    with torch.no_grad():
+        tokens = model.encode(torch.from_numpy(seen.astype(np.float32)))[:, 1:].numpy()
+    np.testing.assert_allclose(got[0], tokens[0, 8:].mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(got[1], tokens[1].mean(axis=0), atol=1e-5)  # nothing valid: all alike
 
 
 def test_features_see_the_centre_of_the_whole_image():
