@@ -111,9 +111,33 @@ def test_what_pixels_need_must_be_in_the_header(tmp_path):
         data[keyword] = DataElement(keyword, "LO", "two")
         assert reason(data, tmp_path).startswith(f"its {keyword} is no number")
     assert reason(image(PIXELS, BitsAllocated=12, BitsStored=12), tmp_path).startswith("12 bits stored of 12")
+    for elements in ({"BitsAllocated": 20826}, {"BitsStored": 20826}, {"HighBit": 20826}, {"SamplesPerPixel": 20826}):
+        told = reason(image(PIXELS, **elements), tmp_path)  # such numbers might be somebody's
+        assert "an impossible" in told
+        assert not any(number in told for number in ("20826", "20825"))
     assert "end with bit 15" in reason(image(PIXELS, BitsStored=12, HighBit=15), tmp_path)
     assert "no pixel data" in reason(image(PIXELS, PixelData=None), tmp_path)
     assert "unknown colour space" in reason(image(PIXELS, PhotometricInterpretation="SECRET"), tmp_path)
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(0, 5), (0, 0), (1e-60, 0), (1e-12, -1024)])
+def test_a_slope_that_makes_one_value_of_all_pixels_is_rejected(tmp_path, slope, intercept):
+    told = reason(image(PIXELS, RescaleSlope=slope, RescaleIntercept=intercept), tmp_path)
+    assert told == "its RescaleSlope is 0, or as good as: all its pixels would have one value"
+
+
+def test_small_and_negative_slopes_are_kept_and_colours_have_none(tmp_path):
+    for slope in (1e-6, -1, 1e300):
+        assert isinstance(described(image(PIXELS, RescaleSlope=slope, RescaleIntercept=0), tmp_path), Image)
+    colours = image(noise(8, 6, 3, high=256, dtype="uint8"), RescaleSlope=0, RescaleIntercept=0)
+    assert isinstance(described(colours, tmp_path), Image)
+
+
+def test_a_slope_of_zero_in_one_frame_of_many_is_rejected(tmp_path):
+    groups = [
+        group(PixelValueTransformationSequence={"RescaleSlope": slope, "RescaleIntercept": 5}) for slope in (1, 0, 1)
+    ]
+    assert reason(enhanced(noise(3, 8, 6), groups, group()), tmp_path).startswith("its RescaleSlope is 0")
 
 
 def test_uncompressed_pixels_that_are_too_few_are_found_without_reading_them(tmp_path):

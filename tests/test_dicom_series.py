@@ -136,7 +136,8 @@ def test_what_cannot_be_told_apart_is_rejected(tmp_path):
 
 
 def test_copies_of_a_slice_are_rejected_and_the_volume_stays(tmp_path):
-    series(tmp_path, [0, 2, 4, 4], InstanceNumber=(1, 2, 3, 3))
+    stored = series(tmp_path, [0, 2, 4])
+    save(placed(stored[2], 4, InstanceNumber=3), tmp_path / "003.dcm")  # under a new identifier
     (tmp_path / "004.dcm").write_bytes((tmp_path / "001.dcm").read_bytes())
     found = scanned(tmp_path)
     assert volumes(found)[0].paths == ("000.dcm", "001.dcm", "002.dcm")

@@ -1,4 +1,5 @@
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,73 @@ def test_what_dicom_cannot_hold_is_refused(tmp_path):
         again(tmp_path / "a.dcm", tmp_path / "b", np.zeros((1, 8, 6), np.float32))
     with pytest.raises(DataError, match="2 channels"):
         again(tmp_path / "a.dcm", tmp_path / "b", np.zeros((2, 8, 6), np.int16))
+
+
+def test_what_maectl_wrote_is_replaced_when_all_is_written(tmp_path):
+    series(tmp_path / "a", [0, 2, 4])
+    series(tmp_path / "less", [0, 2])
+    save(image(noise(8, 6)), tmp_path / "picture.dcm")
+    for source, target in (("a", "out"), ("less", "out"), ("picture.dcm", "out"), ("picture.dcm", "out")):
+        _, _, pixels = again(tmp_path / source, tmp_path / target)
+        np.testing.assert_array_equal(pixels.values, read(tmp_path / source)[2].values)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0001.dcm", "0002.dcm"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "less", "out", "out.dcm", "picture.dcm"]
+
+
+@pytest.mark.parametrize("more", ["text", "original", "folder", "link"])
+def test_a_folder_that_holds_anything_else_stays(tmp_path, more):
+    series(tmp_path / "a", [0, 2])
+    again(tmp_path / "a", tmp_path / "b")
+    other = tmp_path / "b" / "other"
+    if more == "text":
+        other.write_text("notes")
+    elif more == "original":
+        other.write_bytes((tmp_path / "a" / "000.dcm").read_bytes())
+    elif more == "folder":
+        other.mkdir()
+    else:
+        other.symlink_to(tmp_path / "b" / "0001.dcm")
+    before = {path: path.read_bytes() for path in (tmp_path / "b").glob("*.dcm")}
+    with pytest.raises(DataError, match="exists already"):
+        again(tmp_path / "a", tmp_path / "b")
+    assert {path: path.read_bytes() for path in (tmp_path / "b").glob("*.dcm")} == before
+    assert os.path.lexists(other)
+
+
+def test_another_picture_of_the_same_name_stays(tmp_path):
+    save(image(noise(8, 6)), tmp_path / "a.dcm")
+    before = (tmp_path / "a.dcm").read_bytes()
+    with pytest.raises(DataError, match="exists already"):
+        again(tmp_path / "a.dcm", tmp_path / "a")
+    assert (tmp_path / "a.dcm").read_bytes() == before
+
+
+def test_the_old_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    series(tmp_path / "a", [0, 2])
+    written, _, _ = again(tmp_path / "a", tmp_path / "b")
+    before = {path.name: path.read_bytes() for path in written.iterdir()}
+    rename, calls = Path.rename, []
+
+    def failing(self, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(DataError, match="Input/output"):
+        again(tmp_path / "a", tmp_path / "b")
+    assert {path.name: path.read_bytes() for path in written.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_bits_of_the_widest_slice_are_written(tmp_path):
+    series(tmp_path / "a", [0, 2, 4], BitsStored=(8, 12, 8), Modality="MR", RescaleIntercept=0)
+    written = assert_same(tmp_path / "a", tmp_path / "b")
+    assert pydicom.dcmread(written / "0001.dcm").BitsStored == 12
+    _, found, pixels = read(tmp_path / "a")
+    _, dark, _ = again(tmp_path / "a", tmp_path / "c", np.minimum(pixels.values, 200))
+    assert dark.dtype == found.dtype == "int16"  # of 8 bits it would be uint8
 
 
 def test_nothing_half_written_is_left_and_nothing_overwritten(tmp_path, monkeypatch):

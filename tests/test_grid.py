@@ -1,7 +1,10 @@
 """The grid a model sees of a stored volume: MONAI and nibabel are the oracles, and what is exact must be exact."""
 
 import itertools
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -18,7 +21,7 @@ import nibabel as nib
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.spatial.array import Orientation, Spacing
 
-from maectl_medical.grid import Grid, foreground_box
+from maectl_medical.grid import Grid, cast, foreground_box
 
 SIGNED = [
     (order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
@@ -190,12 +193,13 @@ def test_resampling_a_linear_ramp_in_mm_gives_the_ramp(orientation_of, spacing, 
 def test_resampling_is_monais_over_the_patients_own_affine():
     affine = affine_of((2, 0, 1), (-1, 1, -1), tilt=0.4)
     stored = volume((9, 8, 10), dtype="float32")
-    grid = Grid.of((9, 8, 10), rows(affine), orientation="canonical", spacing=(1.0, 1.25, 2.5))
+    spacing = (0.6, 2.5, 1.0)  # of 0.7, 3.0 and 1.5: finer along each, for MONAI does not average what it shrinks
+    grid = Grid.of((9, 8, 10), rows(affine), orientation="canonical", spacing=spacing)
     seen = grid.read(loader(stored))
     turned = Orientation(axcodes="IPL", labels=(("L", "R"), ("P", "A"), ("I", "S")))(
         MetaTensor(stored.values, affine=affine)
     )
-    monai = Spacing(pixdim=(1.0, 1.25, 2.5))(turned)
+    monai = Spacing(pixdim=spacing)(turned)
     np.testing.assert_allclose(seen.values, monai.numpy(), atol=1e-2)
     np.testing.assert_allclose(np.array(grid.affine), monai.affine.numpy()[:3], atol=1e-9)
 
@@ -296,4 +300,123 @@ def test_a_stored_slice_is_found_where_it_lies_in_mm(order, signs, spacing):
             index = [0, 0, 0]
             index[stored] = number
             where = nib.affines.apply_affine(to_seen, to_mm(rows(affine), index))[axis]
-            assert abs(grid.place(axis, number) - where) <= 0.5 + 1e-6
+            place = grid.place(axis, number)
+            if place is None:
+                assert where <= -0.5 + 1e-6  # before the box
+            else:
+                assert 0 <= place < grid.shape[axis]
+                assert abs(place - where) <= 0.5 + 1e-6
+        assert grid.place(axis, -1) == grid.place(axis, SHAPE[stored]) == -1
+
+
+@given(st.integers(1, 60), st.floats(0.3, 4) | st.sampled_from([0.5, 2.0, 2.5, 3.0]), st.booleans())
+def test_every_stored_slice_has_a_place_unless_a_box_cuts_it_away(size, step, flipped):
+    affine = rows(np.diag([1, 1, -1 if flipped else 1, 1.0]))
+    grid = Grid.of((2, 2, size), affine, orientation="native", spacing=(1, 1, step))
+    places = [grid.place(2, number) for number in range(size)]
+    assert all(place is not None and 0 <= place < grid.shape[2] for place in places)
+    assert all(abs(place * grid.spacing[2] - number) <= 0.5 * grid.spacing[2] + 1e-6 or place == grid.shape[2] - 1
+               for number, place in enumerate(places))  # fmt: skip
+    if grid.shape[2] > 2:
+        box = (slice(0, 2), slice(0, 2), slice(1, grid.shape[2] - 1))
+        cut = Grid.of((2, 2, size), affine, orientation="native", spacing=(1, 1, step), box=box)
+        inside = [place - 1 if 1 <= place < grid.shape[2] - 1 else None for place in places]
+        assert [cut.place(2, number) for number in range(size)] == inside
+
+
+def averaged(line: np.ndarray, step: float, out: int) -> np.ndarray:
+    """By integrals: each voxel over a box as wide as a step, or as the way to the nearer end; then `np.interp`."""
+    edges = np.concatenate([[0], np.cumsum(line, dtype=np.float64)])
+    centres = np.arange(len(line)) + 0.5
+    half = np.minimum(step / 2, np.minimum(centres, len(line) - centres))
+    upper, lower = (np.interp(side, np.arange(len(edges)), edges) for side in (centres + half, centres - half))
+    return np.interp(np.arange(out) * step, np.arange(len(line)), (upper - lower) / (2 * half))
+
+
+@few
+@given(st.tuples(*[st.integers(1, 17)] * 3), st.tuples(*[st.floats(1.01, 9) | st.sampled_from([2.0, 3.0, 4.5])] * 3))
+def test_what_becomes_coarser_is_averaged_over_the_width_of_a_new_voxel(shape, steps):
+    stored = volume(shape, channels=1)
+    grid = Grid.of(shape, rows(np.eye(4)), orientation="native", spacing=steps)
+    expected = stored.values[0].astype(np.float64)
+    for axis, (step, out) in enumerate(zip(steps, grid.shape, strict=True)):
+        expected = np.apply_along_axis(averaged, axis, expected, step, out)
+    np.testing.assert_allclose(grid.read(loader(stored)).values[0], expected, atol=0.15)
+
+
+def test_what_is_too_fine_for_a_coarse_grid_does_not_come_back_as_something_else():
+    line = np.where(np.arange(80) % 2, 100, -100).astype(np.int16)  # half a period a voxel: the finest there is
+    stored = Pixels(np.broadcast_to(line[:, None, None], (1, 80, 3, 3)))
+    grid = Grid.of((80, 3, 3), rows(np.eye(4)), orientation="native", spacing=(2, 1, 1))
+    assert np.abs(grid.read(loader(stored)).values[0, 1:-1]).max() < 1e-3  # without averaging it would be -100
+
+
+@few
+@given(st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.floats(0.3, 5) | st.sampled_from([1.0, 2.0])] * 3),
+       st.integers(0, 99))  # fmt: skip
+def test_a_voxel_is_valid_exactly_where_nothing_invalid_has_a_weight_in_it(shape, steps, seed):
+    valid = np.random.default_rng(seed).random(shape) > 0.1
+    grid = Grid.of(shape, rows(np.eye(4)), orientation="native", spacing=steps)
+    if grid.steps is None:
+        return
+    seen = grid.read(loader(Pixels(np.where(valid, 5, np.nan)[None].astype(np.float32), valid)))
+    weight = grid.read(loader(Pixels(np.where(valid, 0, 1)[None].astype(np.float32)))).values[0]
+    inside = np.ones(grid.shape, bool) if seen.valid is None else seen.valid
+    assert (weight[inside] < 1e-3).all()
+    assert (weight[~inside] > 0).all()
+    np.testing.assert_allclose(seen.values[0][inside], 5, rtol=1e-5)
+    assert np.isnan(seen.values[0][~inside]).all()
+
+
+def test_a_step_that_is_whole_but_for_rounding_reaches_no_further():
+    valid = np.ones((9, 1, 1), bool)
+    valid[[1, 5]] = False  # voxel 3 is the middle of the second new one, which is 3 wide
+    stored = Pixels(np.zeros((1, 9, 1, 1), np.float32), valid)
+    for step in (3 - 3e-5, 3, 3 + 3e-5):
+        grid = Grid.of((9, 1, 1), rows(np.eye(4)), orientation="native", spacing=(step, 1, 1))
+        assert grid.read(loader(stored)).valid.ravel()[:2].tolist() == [True, True], step
+
+
+STAGGERED = """
+import time
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from maectl.adapter import Pixels
+from maectl_medical.grid import Grid
+
+grid = Grid.of((8, 8, 8), tuple(map(tuple, np.eye(4)[:3])), orientation="native", spacing=(2.0, 0.5, 0.7))
+stored = np.random.default_rng(0).integers(0, 9, (1, 8, 8, 8)).astype(np.int16)
+
+
+def read(number):
+    time.sleep(0.05 * number)
+    return grid.read(lambda window: Pixels(stored)).values
+
+
+with ThreadPoolExecutor(40) as pool:
+    first, *others = pool.map(read, range(40))
+assert all((other == first).all() for other in others)
+"""  # threads that come to their first volume while others still import what they need
+
+
+def test_threads_may_come_to_their_first_volume_at_any_time_and_nothing_is_printed():
+    environment = {**os.environ, "NVIDIA_TF32_OVERRIDE": "1"}  # which MONAI warns of where torch is built for GPUs
+    done = subprocess.run(
+        [sys.executable, "-c", STAGGERED], capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_spacing_that_makes_a_volume_too_large_is_refused_with_the_sizes():
+    with pytest.raises(ValueError, match=r"make 300,001 x 400,001 x 5,001 voxels of 4 x 5 x 6: use a larger spacing"):
+        Grid.of((4, 5, 6), rows(np.eye(4)), orientation="native", spacing=(1e-5, 1e-5, 1e-3))
+    for wrong in (np.nan, np.inf, 1e200):
+        with pytest.raises(ValueError, match="not finite"):
+            Grid.of((4, 5, 6), rows(np.diag((1.0, wrong, 1.0, 1.0))), orientation="native")
+
+
+def test_values_are_rounded_and_clipped_to_integers_without_nan_and_floats_stay():
+    values = np.array([-1.0, 0.5, 1.5, 254.6, 300, np.nan, np.inf, -np.inf], np.float32)
+    assert cast(values, np.dtype("uint8")).tolist() == [0, 0, 2, 255, 255, 0, 255, 0]
+    assert cast(values, np.dtype("int16"))[-2:].tolist() == [32767, -32768]
+    np.testing.assert_array_equal(cast(values, np.dtype("float32")), values)

@@ -1,21 +1,24 @@
 """The adapter `medical` as a whole: which files are its own, channels, turning, cutting, resampling, and back."""
 
 import json
+import math
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-from dicom_files import image, noise, save, series
+from dicom_files import AXIAL, enhanced, group, image, noise, save, series
 from pydantic import ValidationError
+from pydicom.uid import UltrasoundMultiFrameImageStorage
 
-from maectl import registry
+from maectl import recipe, registry
 from maectl.adapter import Files, Reject, Source
 from maectl.errors import Unreadable
 from maectl.recipe import DataRecipe
 from maectl.scan import scan
-from maectl_medical import Medical
+from maectl_medical import Medical, resample
 from maectl_medical.colour import names, repaint
+from maectl_medical.dicom.describe import MODALITIES
 
 GREY, COLOUR = ("grey",), ("red", "green", "blue")
 
@@ -62,7 +65,8 @@ def test_a_folder_of_dicom_chooses_the_adapter_by_itself(tmp_path):
         ({"modality: DX": 2, "modality: CR": 1}, None, "chest-xray"),
         ({"modality: US": 2}, None, "ultrasound"),
         ({"modality: OP": 2}, None, "fundus"),
-        ({"modality: NM": 2}, None, None),
+        *(({f"modality: {name}": 2}, None, "mri-slices") for name in ("PT", "NM", "MG", "XA", "RF", "PX", "IO", "OT")),
+        *(({f"modality: {name}": 2}, None, None) for name in ("XC", "ES", "GM", "SM")),
         ({"dimensions: 3": 5}, None, "mri-slices"),
         ({"dimensions: 3": 5}, "HU", "ct-slices"),
     ],
@@ -71,10 +75,23 @@ def test_the_commonest_modality_suggests_the_recipe(facts, unit, expected):
     assert Medical(unit=unit).suggest(facts) == expected
 
 
+@pytest.mark.parametrize("modality", sorted(MODALITIES))
+def test_no_grey_image_is_taken_for_a_photograph_and_flipped(modality):
+    chosen = Medical().suggest({f"modality: {modality}": 1})
+    if chosen is None:
+        assert modality in ("XC", "ES", "GM", "SM", "DMS")
+    elif chosen not in ("ultrasound", "fundus", "oct"):
+        assert recipe.load(chosen, ())[0].data.flip == ()
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"channels": 0}, {"spacing": (1, 0, 1)}, {"spacing": (1, 1)}, {"fourth": "some"}, {"unit": ""}, {"x": 1}],
-)
+    [
+        {"channels": 0}, {"spacing": (1, 0, 1)}, {"spacing": (1, 1)}, {"fourth": "some"}, {"unit": ""}, {"x": 1},
+        {"spacing": (math.nan, 1, 1)}, {"spacing": (1, 1, math.inf)}, {"spacing": (1e-300, 1, 1)},
+        {"spacing": (1, 1e300, 1)}, {"foreground": math.nan}, {"invalid": math.nan}, {"foreground": -math.inf},
+    ],
+)  # fmt: skip
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(ValidationError):
         Medical.model_validate(options)
@@ -124,7 +141,11 @@ def test_channels_that_cannot_be_made_are_a_reject(tmp_path):
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
     (found,) = Medical(channels=1, fourth="channels").scan(Files(tmp_path))
     assert isinstance(found, Reject)
-    assert "5 channels" in found.reason
+    assert "5 channels cannot become 1 channel" in found.reason
+    assert "--set data.channels=auto" in found.reason
+    (found,) = Medical(channels="auto", fourth="channels").scan(Files(tmp_path))
+    assert isinstance(found, Source)
+    assert found.shape[0] == 5
 
 
 # ---- the grid -------------------------------------------------------------------------------------------------
@@ -190,6 +211,87 @@ def test_resampling_is_what_the_header_promises_and_goes_back(tmp_path):
     written = nibabel.load(out)
     np.testing.assert_allclose(written.affine, nibabel.load(path).affine, atol=1e-5)
     np.testing.assert_allclose(np.asarray(written.dataobj)[2:-2, 2:-2, 2:-2], ramp[2:-2, 2:-2, 2:-2] + 100, atol=2e-3)
+
+
+def test_a_volume_that_resampling_makes_too_large_is_a_reject_and_the_others_stay(tmp_path):
+    volume(tmp_path / "a.nii")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4) * 1e-3), tmp_path / "b.nii")
+    found = list(Medical(spacing=(1e-3, 1e-3, 1e-3)).scan(Files(tmp_path)))
+    assert [type(each) for each in found] == [Reject, Source]
+    assert "21,001 x 13,501 x 11,001 voxels of 8 x 10 x 12" in found[0].reason
+
+
+def test_a_volume_that_memory_does_not_hold_resampled_is_unreadable(tmp_path, monkeypatch):
+    volume(tmp_path / "a.nii")
+
+    def full(*arguments: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    for spacing, where in (((1, 1, 1), "get_ready"), ((6, 2, 2), "_shrunk")):
+        adapter = Medical(spacing=spacing)
+        source = only(adapter, tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(resample, where, full if where == "_shrunk" else lambda: full)
+            with pytest.raises(Unreadable, match="voxels: is there memory"):
+                adapter.read(source)
+        assert adapter.read(source).values.shape == source.shape
+
+
+# ---- where slices lie -----------------------------------------------------------------------------------------
+
+
+def test_a_file_of_a_series_is_its_slice_along_the_axis_of_the_series_alone(tmp_path):
+    stored = series(tmp_path, depths=[4.0, 0.0, 2.0, 6.0])
+    source = only(Medical(), tmp_path)
+    values = Medical().read(source).values[0]
+    numbers = [int(Path(path).stem) for path in source.paths]
+    assert sorted(numbers) == [0, 1, 2, 3]
+    for member, number in enumerate(numbers):
+        place = Medical().place(source, 0, member, member=True)
+        np.testing.assert_array_equal(values[place], stored[number].astype(int) - 1024)
+    assert [Medical().place(source, axis, 0, member=True) for axis in (1, 2)] == [None, None]
+
+
+def test_a_file_of_frames_and_the_files_of_a_pair_are_no_slices(tmp_path):
+    shared = group(
+        PlaneOrientationSequence={"ImageOrientationPatient": list(AXIAL)},
+        PixelMeasuresSequence={"PixelSpacing": [1, 1], "SliceThickness": 5},
+    )
+    places = [group(PlanePositionSequence={"ImagePositionPatient": [0, 0, 5.0 * k]}) for k in range(4)]
+    save(enhanced(noise(4, 8, 8), places, shared), tmp_path / "frames" / "a.dcm")
+    (tmp_path / "pair").mkdir()
+    nibabel.save(nibabel.Nifti1Pair(np.zeros((2, 5, 6), np.int16), np.eye(4)), tmp_path / "pair" / "a.hdr")
+    film = image(noise(1, 8, 8, dtype="uint8", high=256), SOPClassUID=UltrasoundMultiFrameImageStorage, Modality="US")
+    save(film, tmp_path / "film" / "a.dcm")
+    for kind in ("frames", "pair", "film"):
+        for options in ({}, {"orientation": "native"}):
+            source = only(Medical(**options), tmp_path / kind)
+            for axis in range(len(source.axes)):
+                assert Medical(**options).place(source, axis, 0, member=True) is None, (kind, axis)
+                assert Medical(**options).place(source, axis, 0) is not None, (kind, axis)
+
+
+def test_slices_outside_of_the_foreground_have_no_place(tmp_path):
+    values = np.zeros((6, 6, 8), np.int16)
+    values[1:5, 2:4, 3:6] = 100
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
+    adapter = Medical(foreground=10)
+    source = only(adapter, tmp_path)
+    assert [adapter.place(source, 0, number) for number in range(8)] == [None, None, None, 2, 1, 0, None, None]
+    assert adapter.place(source, 0, 8) not in (None, *range(3))  # there is none: not cut away
+
+
+def test_resampled_real_volumes_keep_their_extent_mean_and_range(real_data):
+    adapter = Medical(spacing=(4, 4, 4), fourth="first")
+    folder = real_data / "medical" / "nifti_volumes"
+    seen = {each.paths: each for each in adapter.scan(Files(folder)) if isinstance(each, Source)}
+    whole = {each.paths: each for each in Medical(fourth="first").scan(Files(folder)) if isinstance(each, Source)}
+    assert seen.keys() == whole.keys()
+    for paths, source in list(seen.items())[:4]:
+        before, after = Medical().read(whole[paths]).values, adapter.read(source).values
+        assert after.shape == source.shape
+        assert before.min() - 1e-2 <= after.min() <= after.max() <= before.max() + 1e-2
+        assert abs(after.mean() - before.mean()) < 0.1 * before.std()
 
 
 def test_a_value_that_means_outside_is_invalid(tmp_path):

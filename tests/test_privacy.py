@@ -164,7 +164,7 @@ def test_the_damaged_files_reach_the_reasons_and_notes_that_might_quote_them(pla
     told += [data.decode() for path, data in planted.files.items() if path.name == "quarantine.csv"]
     for phrase in ("number of frames", "colour space", "an unknown one", "mosaic", "structured report", "cut short",
                    "cannot be decoded (RLE", "cannot be decoded (JPEG", "told apart by stack", "a gap of 1 slice",
-                   "an image among volumes", "dimensions", "data type", "in spite of its suffix",
+                   "none of the volumes here", "dimensions", "data type", "in spite of its suffix",
                    "checksum"):  # fmt: skip
         assert any(phrase in each for each in told), phrase
 

@@ -1,6 +1,7 @@
 """The adapter `medical`: its options, and scan, read and write in terms of its other modules."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,8 @@ from maectl.errors import Unreadable
 from maectl_medical import dicom
 from maectl_medical.colour import names, repaint
 from maectl_medical.formats import claimed, header, load, save, save_map
-from maectl_medical.grid import Grid, foreground_box
+from maectl_medical.grid import Grid, cast, foreground_box
+from maectl_medical.resample import get_ready
 from maectl_medical.sample import phantoms
 from maectl_medical.stored import Found
 
@@ -29,8 +31,12 @@ _RECIPES = {
     "OP": "fundus",
     "OPT": "oct",
     **dict.fromkeys(("CR", "DX", "RG"), "chest-xray"),
+    **dict.fromkeys(("XC", "ES", "GM", "SM", "DMS"), None),
 }
-"""The recipe for a DICOM modality."""
+"""The recipe for a DICOM modality; None for colour photographs of no fixed side."""
+_OTHER = "mri-slices"
+"""The recipe for every other one: grey, each image on a scale of its own, never flipped."""
+_LEAST, _MOST = 1e-6, 1e6  # mm a voxel that can be meant
 
 
 class Medical(Adapter):
@@ -52,7 +58,8 @@ class Medical(Adapter):
     orientation: Literal["canonical", "native"] = "canonical"
     """Volumes turned to inferior, posterior, left (no interpolation), or as their files have them."""
     spacing: Millimetres | None = None
-    """Volumes resampled to these mm a voxel, along the axes as the model sees them."""
+    """Volumes resampled to these mm a voxel, along the axes as the model sees them: linearly, and where voxels become
+    larger averaged over their width before."""
     foreground: float | None = None
     """Volumes cut to the box that holds every value above this; the scan then reads all pixels."""
     invalid: float | None = None
@@ -76,9 +83,21 @@ class Medical(Adapter):
     @field_validator("spacing")
     @classmethod
     def _sizes(cls, spacing: Millimetres | None) -> Millimetres | None:
-        if spacing is not None and min(spacing) <= 0:
-            raise ValueError("use three sizes in mm, above 0")
+        if spacing is not None and not all(_LEAST <= size <= _MOST for size in spacing):  # nor NaN
+            raise ValueError(f"use three sizes in mm, from {_LEAST:g} to {_MOST:,.0f}")
         return spacing
+
+    @field_validator("foreground", "invalid")
+    @classmethod
+    def _finite(cls, value: float | None) -> float | None:
+        if value is not None and not math.isfinite(value):
+            raise ValueError("use a finite number")
+        return value
+
+    def model_post_init(self, context: Any) -> None:
+        """Import what resampling needs while one thread makes the adapter, before many read with it."""
+        if self.spacing is not None:
+            get_ready()
 
     @classmethod
     def claim(cls, path: str, head: bytes) -> int:
@@ -86,11 +105,16 @@ class Medical(Adapter):
         return 2 * claimed(path, head)
 
     def suggest(self, facts: Mapping[str, int]) -> str | None:
-        """The recipe of the commonest modality; for NIfTI, which names none, that of MR unless values are in HU."""
+        """The recipe of the commonest modality; where none is named, as in NIfTI, MR's, or CT's for values in HU.
+
+        Modalities of grey images without a recipe of their own (PET, mammograms, angiograms) get MR's slices too,
+        which take each image on a scale of its own and do not flip: the recipes that the core would choose by size
+        do. None for colour photographs (endoscopy, microscopy, skin).
+        """
         modalities = {name.removeprefix("modality: "): count for name, count in facts.items() if "modality: " in name}
         if modalities:
-            return _RECIPES.get(max(modalities, key=lambda name: modalities[name]))
-        return "ct-slices" if self.unit == "HU" else "mri-slices"
+            return _RECIPES.get(max(modalities, key=lambda name: modalities[name]), _OTHER)
+        return "ct-slices" if self.unit == "HU" else _OTHER
 
     def scan(self, files: Files) -> Iterator[Source | Reject]:
         """Every image among ``files``: NIfTI as it comes, then DICOM, which takes all headers to put together."""
@@ -112,11 +136,15 @@ class Medical(Adapter):
         return load(window) if grid is None else grid.read(load, window)
 
     def place(self, source: Source, axis: int, number: int, *, member: bool = False) -> int | None:
-        """Where a slice, or the slice in a file, lies along an axis as the model sees it."""
+        """Where a slice, or the slice in a file, lies along an axis as the model sees it: the nearest one there is.
+
+        None where option foreground has cut it away, and with ``member`` where the files are not slices along that
+        axis, one each, as of a multi-frame file.
+        """
         grid = _grid(source)
-        if grid is None:
-            return super().place(source, axis, number, member=member)
-        return grid.place(axis, number) if not member or grid.stored_axis(axis) == 0 < len(source.paths) - 1 else None
+        if member and (grid is None or grid.stored_axis(axis) > 0 or not _slice_by_slice(source)):
+            return None
+        return number if grid is None else grid.place(axis, number)
 
     def write(
         self,
@@ -141,13 +169,13 @@ class Medical(Adapter):
             size = tuple(-(-length // step) for length in source.shape[1:])
             canvas = np.zeros((len(channels or source.channels), *size), kind)
             for window, values in tiles:
-                canvas[(slice(None), *window)] = _cast(values, kind)
+                canvas[(slice(None), *window)] = cast(values, kind)
             return save_map(canvas, grid, source.spacing, step, path)
         seen = self.read(source)
         canvas, changed = seen.values.copy(), np.zeros(source.shape[1:], np.bool_)
         for window, values in tiles:
             at = (slice(None), *window)
-            whole = _cast(values, kind)
+            whole = cast(values, kind)
             changed[window] = (whole != canvas[at]).any(axis=0)
             canvas[at] = whole
         if seen.valid is not None:
@@ -166,8 +194,8 @@ class Medical(Adapter):
         """What the model sees of a stored image."""
         channels = names(self.channels, found.channels)
         if channels is None:
-            own = "/".join(found.channels) if len(found.channels) < 4 else f"{len(found.channels)} channels"
-            return Reject(found.paths, f"its channels are {own}: this run cannot make what it wants of them")
+            reason = f"{_told(found.channels)} cannot become {_told(self.channels)}"
+            return Reject(found.paths, f"{reason}: --set data.channels=auto takes the channels most images have")
         key = {**found.key, "stored": found.shape, "dtype": found.dtype, "unit": found.unit, "affine": found.affine}
         source = Source(
             paths=found.paths,
@@ -188,7 +216,10 @@ class Medical(Adapter):
     def _seen(self, source: Source, key: dict[str, Any]) -> Source | Reject:
         """A volume as it is turned, resampled and cut."""
         key |= {"orientation": self.orientation, "spacing": self.spacing, "box": None}
-        grid = _made(key)
+        try:
+            grid = _made(key)
+        except ValueError as error:
+            return Reject(source.paths, str(error))
         if self.foreground is not None:
             try:
                 box = foreground_box(grid.read(partial(self._loaded, source)), self.foreground)
@@ -227,6 +258,20 @@ def _grid(source: Source) -> Grid | None:
     return None if key["affine"] is None else _made(key)
 
 
+def _slice_by_slice(source: Source) -> bool:
+    """Whether a volume's files are its stored slices, one each and in order."""
+    key = json.loads(source.key)
+    apart = key["kind"] == "dicom" and not key.keys() & {"frames", "single"}
+    return apart and len(source.paths) == int(key["stored"][1])
+
+
+def _told(channels: Channels) -> str:
+    """Channels in words: their names where they are few, else how many."""
+    if isinstance(channels, tuple):
+        return "/".join(channels) if len(channels) < 4 else f"{len(channels)} channels"
+    return f"{channels} channel{'s' * (channels != 1)}"
+
+
 def _made(key: Mapping[str, Any]) -> Grid:
     """The grid that a key of a volume describes."""
     _, first, second, third = key["stored"]
@@ -237,12 +282,3 @@ def _made(key: Mapping[str, Any]) -> Grid:
     return Grid.of(
         (first, second, third), key["affine"], orientation=key["orientation"], spacing=key["spacing"], box=box
     )
-
-
-def _cast(values: Values, kind: np.dtype[Any]) -> Values:
-    """Rounded and clipped to an integer dtype; to a float one as they are."""
-    if kind.kind == "f":
-        return values.astype(kind)
-    limits = np.iinfo(kind)
-    whole: Values = np.clip(np.rint(np.nan_to_num(values)), limits.min, limits.max).astype(kind)
-    return whole

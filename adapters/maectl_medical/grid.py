@@ -1,12 +1,13 @@
 """The grid a model sees of a stored volume: turned to a fixed orientation, resampled, cut to a box; and back.
 
-Turning only permutes and flips axes, so every voxel stays what it is. Resampling interpolates linearly along
-the (turned) axes of the volume; a shear between them, as of a tilted gantry, stays. A seen voxel 0 lies on the
-first stored one.
+Turning only permutes and flips axes, so every voxel stays what it is. Resampling (`maectl_medical.resample`) works
+along the (turned) axes of the volume; a shear between them, as of a tilted gantry, stays. A seen voxel 0 lies on
+the first stored one.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -14,9 +15,10 @@ import numpy.typing as npt
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from maectl.adapter import Pixels, Window
+from maectl_medical.resample import interpolate, nearest, resample
 from maectl_medical.stored import Affine
 
-__all__ = ["Box", "Grid", "foreground_box"]
+__all__ = ["Box", "Grid", "cast", "foreground_box"]
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, int, int]
@@ -25,7 +27,8 @@ Box = tuple[slice, slice, slice]
 _PLANES = ("sagittal", "coronal", "axial")  # perpendicular to right-left, anterior-posterior, superior-inferior
 _CANONICAL = ("I", "P", "L")  # where the axes go: every slice is upright, the patient's left on the right
 _SAME = 1.5e-3  # relative; MONAI does not resample by less than 1e-3 or so, and would then miss our own grid
-_ON = 1e-4  # voxels by which a coordinate may miss a voxel and still count as on it
+_MOST = 1 << 31  # voxels of a resampled volume
+_FURTHEST = 1e12  # mm: beyond it nothing is an affine
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,26 +71,29 @@ class Grid:
         "canonical" turns it so that its axes go to inferior, posterior and left, as nearly as without
         interpolation; "native" leaves it. ``spacing`` (mm, along the seen axes) resamples; one within 0.15 % of
         the stored spacing counts as equal to it. ``box`` cuts the seen volume, in its turned and resampled
-        voxels.
+        voxels. Raises ValueError, without a value of the affine, for one that is singular or not finite, and for
+        more than 2^31 resampled voxels.
         """
         rows = np.vstack([np.array(affine, np.float64), (0, 0, 0, 1)])
-        nearest = io_orientation(rows)  # type: ignore[no-untyped-call]
-        if np.isnan(nearest).any():
+        if not (np.abs(rows) <= _FURTHEST).all():
+            raise ValueError("an affine that is not finite has no orientation")
+        towards = io_orientation(rows)  # type: ignore[no-untyped-call]
+        if np.isnan(towards).any():
             raise ValueError("a singular affine has no orientation")
         turn = np.array([[axis, 1] for axis in range(3)])
         if orientation == "canonical":
-            turn = ornt_transform(nearest, axcodes2ornt(_CANONICAL)).astype(int)  # type: ignore[no-untyped-call]
+            turn = ornt_transform(towards, axcodes2ornt(_CANONICAL)).astype(int)  # type: ignore[no-untyped-call]
         stored_axis = np.argsort(turn[:, 0])  # of each seen axis
         seen: Array = rows @ inv_ornt_aff(turn, shape)  # type: ignore[no-untyped-call]
         whole = _shape(shape[axis] for axis in stored_axis)
         steps = _steps(np.linalg.norm(seen[:3, :3], axis=0), spacing)
         if steps is not None:
             seen = seen @ np.diag((*steps, 1))
-            whole = _shape(_length(size, step) for size, step in zip(whole, steps, strict=True))
+            whole = _resampled(whole, steps)
         box = box or _box(slice(0, size) for size in whole)
         seen[:, 3] = seen @ [*(part.start for part in box), 1]
         edges = np.linalg.norm(seen[:3, :3], axis=0).tolist()
-        names = [_PLANES[int(nearest[axis, 0])] for axis in stored_axis]
+        names = [_PLANES[int(towards[axis, 0])] for axis in stored_axis]
         lines = [tuple(row) for row in seen.tolist()]
         pairs = [(int(axis), int(way)) for axis, way in turn]
         return cls(
@@ -109,8 +115,9 @@ class Grid:
     def read(self, load: Callable[[Window | None], Pixels], window: Window | None = None) -> Pixels:
         """A window in seen voxels (None: all) of what ``load`` gives of a stored window (None: all).
 
-        Without resampling only the window is loaded. With it all is, values are float32, and a voxel is valid
-        where every stored one that its interpolation reaches is; invalid ones are NaN.
+        Without resampling only the window is loaded. With it all is, values are float32 (`resample`: averaged
+        where voxels become larger, interpolated where they become smaller), and a voxel is valid where every stored
+        one that has a weight in it is; invalid ones are NaN.
         """
         window = window or tuple(slice(0, size) for size in self.shape)
         part = _box(slice(at + each.start, at + each.stop) for at, each in zip(self.corner, window, strict=True))
@@ -122,7 +129,7 @@ class Grid:
             return Pixels(np.ascontiguousarray(values), seen)
         pixels = load(None)
         values, valid = self._turned(pixels.values), pixels.valid
-        resampled = _resample(values, None if valid is None else self._turned(valid[None])[0], self.steps, self.whole)
+        resampled = resample(values, None if valid is None else self._turned(valid[None])[0], self.steps, self.whole)
         cut = None if resampled.valid is None else resampled.valid[part].copy()
         return Pixels(np.ascontiguousarray(resampled.values[(slice(None), *part)]), cut)
 
@@ -140,28 +147,36 @@ class Grid:
         if self.steps is None:
             part = tuple(slice(at, at + size) for at, size in zip(self.corner, self.shape, strict=True))
             wanted = mask[part] & changed & finite
-            target[(slice(None), *part)][:, wanted] = _cast(seen[:, wanted], values.dtype)
+            target[(slice(None), *part)][:, wanted] = cast(seen[:, wanted], values.dtype)
             return values
         places = [
             np.minimum(np.arange(size) / step, last - 1) - at
             for size, step, last, at in zip(target.shape[1:], self.steps, self.whole, self.corner, strict=True)
         ]
-        mask &= _nearest(changed & finite, places)
-        weight = _interpolate(np.array(finite, np.float32), places)[mask]
+        mask &= nearest(changed & finite, places)
+        weight = interpolate(np.array(finite, np.float32), places)[mask]
         for number, channel in enumerate(seen):
             known = np.array(np.where(finite, channel, 0), np.float32)
-            target[number][mask] = _cast(_interpolate(known, places)[mask] / weight, values.dtype)
+            target[number][mask] = cast(interpolate(known, places)[mask] / weight, values.dtype)
         return values
 
     def stored_axis(self, axis: int) -> int:
         """Which stored axis becomes a seen one."""
         return next(number for number, (seen, _) in enumerate(self.turn) if seen == axis)
 
-    def place(self, axis: int, number: int) -> int:
-        """Where stored slice ``number`` lies along a seen axis: the nearest seen one; it may lie outside of the box."""
+    def place(self, axis: int, number: int) -> int | None:
+        """Which slice along a seen axis lies nearest to stored slice ``number``; None where the box has cut it away.
+
+        A number that no stored slice has gives -1, which no seen one has.
+        """
         stored = self.stored_axis(axis)
+        if not 0 <= number < self.stored[stored]:
+            return -1
         turned = number if self.turn[stored][1] > 0 else self.stored[stored] - 1 - number
-        return round(turned / (1 if self.steps is None else self.steps[axis])) - self.corner[axis]
+        step = 1 if self.steps is None else self.steps[axis]
+        # halves are rounded to even: what is beyond the last seen slice by that alone belongs to it
+        seen = min(round(turned / step), self.whole[axis] - 1) - self.corner[axis]
+        return seen if 0 <= seen < self.shape[axis] else None
 
     def _turned(self, values: Array) -> Array:
         """A view of a stored volume [C, i, j, k] with its axes as they are seen."""
@@ -182,16 +197,13 @@ def foreground_box(pixels: Pixels, threshold: float) -> Box:
 
     Of a volume that has none it is the whole volume.
     """
-    from monai.transforms.utils import generate_spatial_bounding_box  # seconds to import: only where it is used
-
     with np.errstate(invalid="ignore"):
         found = np.asarray((pixels.values > threshold).any(axis=0))
     if pixels.valid is not None:
         found = found & pixels.valid
     if not found.any():
         return _box(slice(0, size) for size in found.shape)
-    start, stop = generate_spatial_bounding_box(found[None])
-    return _box(slice(int(low), int(high)) for low, high in zip(start, stop, strict=True))
+    return _box(slice(int(along.min()), int(along.max()) + 1) for along in np.nonzero(found))
 
 
 def _shape(sizes: Iterable[int]) -> Shape:
@@ -213,61 +225,24 @@ def _steps(edges: Array, spacing: Sequence[float] | None) -> tuple[float, float,
     return None if steps == [1, 1, 1] else (steps[0], steps[1], steps[2])
 
 
+def _resampled(whole: Shape, steps: tuple[float, float, float]) -> Shape:
+    """The shape of a volume after resampling. Raises ValueError where it is too large."""
+    shape = _shape(_length(size, step) for size, step in zip(whole, steps, strict=True))
+    if prod(shape) > _MOST:
+        before, after = (" x ".join(f"{size:,}" for size in each) for each in (whole, shape))
+        raise ValueError(f"resampling would make {after} voxels of {before}: use a larger spacing")
+    return shape
+
+
 def _length(size: int, step: float) -> int:
     """How many voxels MONAI's `compute_shape_offset` makes of ``size``, in its own order of rounding."""
     return round((size - 1) * (1 / step) + 1)
 
 
-def _resample(values: Array, valid: Array | None, steps: Sequence[float], shape: Shape) -> Pixels:
-    """Float32 values [C, *shape], interpolated linearly, and where all that went into them is valid."""
-    from monai.data.meta_tensor import MetaTensor  # seconds to import: only where it is used
-    from monai.transforms.spatial.array import Spacing
-    from monai.utils.type_conversion import convert_to_numpy
-
-    source = np.array(values, np.float32, order="C")
-    if valid is not None:
-        source[:, ~valid] = 0  # NaN would spread to voxels that it has no weight in
-    spacing = Spacing(pixdim=steps, mode="bilinear", padding_mode="border", dtype=np.float32)
-    # Without an affine it works along the axes, in stored voxels: the patient's frame has no part in it.
-    resampled = spacing(MetaTensor(source), output_spatial_shape=shape)
-    found: Array = np.array(convert_to_numpy(resampled), np.float32)
-    if valid is None:
-        return Pixels(found)
-    for axis, (size, step) in enumerate(zip(shape, steps, strict=True)):
-        place, last = np.arange(size) * step, valid.shape[axis] - 1
-        below = np.clip(np.floor(place + _ON).astype(int), 0, last)
-        above = np.clip(np.ceil(place - _ON).astype(int), 0, last)
-        valid = valid.take(below, axis) & valid.take(above, axis)
-    found[:, ~valid] = np.nan
-    return Pixels(found, valid)
-
-
-def _nearest(flags: npt.NDArray[np.bool_], places: Sequence[Array]) -> npt.NDArray[np.bool_]:
-    """Flags of the voxels nearest to places along each axis; False outside."""
-    for axis, place in enumerate(places):
-        last = flags.shape[axis] - 1
-        nearest = np.floor(place + 0.5).astype(int)
-        inside = (nearest >= 0) & (nearest <= last)
-        along = np.reshape(inside, [-1 if each == axis else 1 for each in range(3)])
-        flags = flags.take(np.clip(nearest, 0, last), axis) & along
-    return flags
-
-
-def _interpolate(values: Array, places: Sequence[Array]) -> Array:
-    """Linear interpolation at places along each axis; beyond the ends the last value."""
-    for axis, place in enumerate(places):
-        last = values.shape[axis] - 1
-        below = np.clip(np.floor(place).astype(int), 0, last)
-        share = np.clip(place - below, 0, 1).astype(np.float32)
-        share = share.reshape([-1 if each == axis else 1 for each in range(3)])
-        above = np.minimum(below + 1, last)
-        values = values.take(below, axis) * (1 - share) + values.take(above, axis) * share
-    return values
-
-
-def _cast(values: Array, dtype: np.dtype[Any]) -> Array:
-    """Values rounded and clipped to a dtype's range."""
+def cast(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Values in a dtype: rounded and clipped to the range of an integer one, NaN 0; in a float one as they are."""
     if dtype.kind == "f" or values.dtype == dtype:
         return values.astype(dtype, copy=False)
     limits = np.iinfo(dtype)
-    return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
+    whole: Array = np.clip(np.rint(np.nan_to_num(values)), limits.min, limits.max).astype(dtype)
+    return whole

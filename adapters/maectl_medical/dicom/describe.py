@@ -4,6 +4,7 @@ import os
 from hashlib import blake2b
 from typing import BinaryIO
 
+import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 
@@ -12,7 +13,7 @@ from maectl_medical.dicom.codecs import NATIVE, name_of, plugin
 from maectl_medical.dicom.fragments import fragments
 from maectl_medical.dicom.frames import frames_of, rescale_type
 from maectl_medical.dicom.header import CLAIMING, Damaged, Header, items, looks_like, parse, text, texts, whole
-from maectl_medical.dicom.image import Form, Image, bytes_of, lowest_highest
+from maectl_medical.dicom.image import MOST_FRAMES, Form, Frame, Image, bytes_of, lowest_highest
 from maectl_medical.dicom.kinds import kind_without_image
 from maectl_medical.dicom.tables import modality_table, palette, span_of
 
@@ -28,7 +29,7 @@ MODALITIES = frozenset(_MODALITIES.split())
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 _PHYSICAL = ("CT", "MR", "PT", "NM")  # modalities whose 8-bit values are not shades
-_MOST_FRAMES = 1 << 20
+_MOST_BITS = 64  # a number of bits beyond is none, and might be somebody's
 
 
 def describe(folder: str, path: str) -> Image | Reject | None:
@@ -43,7 +44,7 @@ def describe(folder: str, path: str) -> Image | Reject | None:
             if not looks_like(path, head):
                 reason = "no DICOM file in spite of its suffix" if head else "empty file"
                 return Reject((path,), reason) if claiming else None
-            return _describe(path, file, sure=claiming or head[128:132] == b"DICM")
+            return _describe(folder, path, file, sure=claiming or head[128:132] == b"DICM")
     except OSError as error:
         return Reject((path,), f"cannot be opened: {error.strerror}") if claiming else None
     except Damaged as error:
@@ -52,7 +53,7 @@ def describe(folder: str, path: str) -> Image | Reject | None:
         return Reject((path,), "its header needs more memory than there is")
 
 
-def _describe(path: str, file: BinaryIO, *, sure: bool) -> Image | None:
+def _describe(folder: str, path: str, file: BinaryIO, *, sure: bool) -> Image | None:
     """An image or what is passed over; ``sure`` where a file is DICOM by more than its first bytes."""
     try:
         header = parse(file)
@@ -82,19 +83,26 @@ def _describe(path: str, file: BinaryIO, *, sure: bool) -> Image | None:
     colours = palette(data)[1].dtype.itemsize * 8 if form[4] == "PALETTE COLOR" else 0
     plain = all(frame.rescale == (1, 0) for frame in frames)
     unit = _colour_unit(colours or form[2]) if form[4] not in _GREYS else _unit(data, modality, form, plain)
+    group = _group(data)
+    series, uid = _series(data, group, path)
+    span = span_of(data, found) if found else (0, (1 << colours) - 1) if colours else _span(form)
+    if form[4] in _GREYS:
+        _check_slopes(frames, span)
     return Image(
+        folder=folder,
         path=path,
         rows=rows,
         columns=columns,
         form=form,
-        span=span_of(data, found) if found else (0, (1 << colours) - 1) if colours else _span(form),
+        span=span,
         table=found is not None or bool(colours),
         frames=frames,
         film=film,
         unit=unit,
-        series=_hidden(text(data, "SeriesInstanceUID") or f"folder {os.path.dirname(path)}"),
+        series=series,
+        uid=uid,
         instance=_hidden(text(data, "SOPInstanceUID")),
-        group=_group(data),
+        group=group,
         facts=_facts(modality, syntax, form),
         notes=(*notes, *_notes(header, rows, columns, form, count)),
     )
@@ -125,14 +133,18 @@ def _form(header: Header) -> Form:
     if stored is None or signed not in (0, 1):
         raise Damaged(f"its header has no valid {'BitsStored' if stored is None else 'PixelRepresentation'}")
     if allocated not in (1, 8, 16, 32) or not 1 <= stored <= allocated:
-        raise Damaged(f"{stored} bits stored of {allocated} allocated: only 1, 8, 16 or 32 are read")
+        possible = 1 <= stored <= _MOST_BITS and 1 <= allocated <= _MOST_BITS
+        told = f"{stored} bits stored of {allocated} allocated" if possible else "an impossible number of bits"
+        raise Damaged(f"{told}: only 1, 8, 16 or 32 are read")
     high = whole(data, "HighBit")
     if header.syntax in (*NATIVE, RLELossless) and high not in (None, stored - 1):
-        raise Damaged(f"its {stored} bits stored end with bit {high}, not {stored - 1}: only the lowest bits are read")
+        told = f"bit {high}" if 0 <= high < _MOST_BITS else "an impossible bit"
+        raise Damaged(f"its {stored} bits stored end with {told}, not {stored - 1}: only the lowest bits are read")
     known = _COLOURS if samples == 3 else (*_GREYS, "PALETTE COLOR") if samples == 1 else ()
     if photometric not in known:
         shown = photometric if photometric in (*_COLOURS, *_GREYS, *_RETIRED) else "an unknown colour space"
-        raise Damaged(f"{samples} samples a pixel in {shown or 'no colour space'} cannot be read")
+        told = f"{samples} samples" if 1 <= samples <= _MOST_BITS else "an impossible number of samples"
+        raise Damaged(f"{told} a pixel in {shown or 'no colour space'} cannot be read")
     _check_colour(header, allocated, stored, signed, photometric)
     return samples, allocated, stored, signed, photometric, header.element
 
@@ -158,7 +170,7 @@ def _count(data: Dataset) -> int:
     if "NumberOfFrames" not in data:
         return 1
     count = whole(data, "NumberOfFrames")
-    if count is None or not 0 < count <= _MOST_FRAMES:
+    if count is None or not 0 < count <= MOST_FRAMES:
         raise Damaged("its number of frames is no number, or none that can be")
     return count
 
@@ -189,6 +201,16 @@ def _notes(header: Header, rows: int, columns: int, form: Form, count: int) -> t
     return tuple(notes)
 
 
+def _check_slopes(frames: tuple[Frame, ...], span: tuple[int, int] | None) -> None:
+    """Reject what makes one value of all pixels: a slope of 0, or one too small for float32 to tell."""
+    for slope, intercept in {frame.rescale for frame in frames if frame.rescale is not None}:
+        ends = (0.0, slope) if span is None else (span[0] * slope + intercept, span[1] * slope + intercept)
+        with np.errstate(over="ignore"):
+            lowest, highest = np.array(ends).astype(np.float32)
+        if lowest == highest:
+            raise Damaged("its RescaleSlope is 0, or as good as: all its pixels would have one value")
+
+
 def _span(form: Form) -> tuple[int, int] | None:
     return lowest_highest(form) if form[5] == "PixelData" and form[1] <= 16 else None
 
@@ -210,6 +232,16 @@ def _unit(data: Dataset, modality: str, form: Form, plain: bool) -> str:
 def _hidden(value: str) -> str:
     """A value that is only ever compared, so that the text itself does not travel; "" stays so."""
     return blake2b(value.encode("utf-8", "replace"), digest_size=16).hexdigest() if value else ""
+
+
+def _series(data: Dataset, group: str, path: str) -> tuple[str, str]:
+    """What slices of one series have in common, and their SeriesInstanceUID alone; both hidden.
+
+    Anonymisers have given one UID to the series of all patients: it is never enough by itself.
+    """
+    uid, study = text(data, "SeriesInstanceUID"), text(data, "StudyInstanceUID")
+    own = f"series {uid}" if uid else f"number {text(data, 'SeriesNumber')} in {os.path.dirname(path)}"
+    return _hidden(f"{group} study {study} {own}"), _hidden(uid)
 
 
 def _group(data: Dataset) -> str:

@@ -60,7 +60,7 @@ def stored_form(values: Values, valid: npt.NDArray[np.bool_] | None, image: Imag
 
 def _forms(dtype: str, image: Image, key: dict[str, Any], grey: bool) -> list[tuple[int, int, int, int]]:
     """Bits allocated, bits stored, signed and intercept, of the source and of the whole dtype."""
-    samples, allocated, bits, signed = image.form[:4]
+    samples, allocated, bits, signed = key["form"][:4]  # of the widest slice: the first may have fewer bits
     forms = []
     rescale = key.get("rescale", [1.0, 0.0])
     if (samples == 1) == grey and not image.table and allocated <= 16 and rescale is not None and "rescales" not in key:

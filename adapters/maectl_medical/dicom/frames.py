@@ -4,7 +4,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from maectl_medical.dicom.header import Damaged, items, number, numbers, text, texts, whole
-from maectl_medical.dicom.image import Frame, Rescale
+from maectl_medical.dicom.image import MOST_FRAMES, Frame, Rescale
 
 __all__ = ["MARKS", "frames_of", "rescale_type"]
 
@@ -44,7 +44,6 @@ _MARKS = (
 MARKS = tuple(dict.fromkeys(name for name, _, _ in _MARKS))
 """Our words for what may tell volumes apart, in the order in which they are tried."""
 _CENTIMETRES = 3  # a physical unit of ultrasound regions, PS3.3 C.8.5.5.1.15
-_MOST_FRAMES = 1 << 20
 
 
 def frames_of(data: Dataset, count: int) -> tuple[tuple[Frame, ...], bool, tuple[str, ...]]:
@@ -58,7 +57,7 @@ def frames_of(data: Dataset, count: int) -> tuple[tuple[Frame, ...], bool, tuple
             return (frame,), False, notes
         plain = Frame(None, None, frame.spacing, 0.0, frame.rescale, {}, None)
         return (plain,) * count, True, notes
-    before = (whole(data, "InstanceNumber") or 0) * _MOST_FRAMES
+    before = (whole(data, "InstanceNumber") or 0) * MOST_FRAMES
     found = [_frame(data, group, common, before + index + 1) for index, group in enumerate(each)]
     frames = tuple(frame for frame, _ in found)
     told = tuple(dict.fromkeys(note for _, notes in found for note in notes))

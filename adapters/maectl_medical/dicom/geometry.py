@@ -14,7 +14,7 @@ import numpy.typing as npt
 from maectl_medical.dicom.image import Frame
 from maectl_medical.stored import Affine
 
-__all__ = ["Stack", "affine_of", "along", "bins", "pieces", "stack_of"]
+__all__ = ["Stack", "affine_of", "along", "bins", "interleaved", "pieces", "stack_of"]
 
 _EVEN = 0.05  # of the median step
 _GAP = 0.05  # how near to a whole multiple of the median step, of that step and multiple
@@ -69,6 +69,28 @@ def pieces(depths: Array) -> list[tuple[int, int, int]]:
             found.append((begin, index + 1, times - 1))
             begin = index + 1
     return [*found, (begin, len(depths), 0)]
+
+
+def interleaved(depths: Array, labels: npt.NDArray[np.int64]) -> bool:
+    """Whether labels [n], 0 and up, part distinct depths [n] into stacks that lie between each other's slices.
+
+    Each stack has two slices or more, whole multiples of its usual step apart, and two or more of them have others'
+    slices within a single step. Stacks that follow one another, enclose another or fill its gaps are not interleaved.
+    """
+    counts = np.bincount(labels)
+    if len(counts) < 2 or counts.min() < 2:
+        return False
+    rank = np.argsort(np.argsort(depths, kind="stable"), kind="stable")
+    order = np.lexsort((depths, labels))
+    laced = 0
+    for stack in np.split(order, np.cumsum(counts)[:-1]):
+        steps = np.diff(depths[stack])
+        usual = float(np.median(steps))
+        times = np.rint(steps / usual)
+        if (times < 1).any() or (np.abs(steps / usual - times) > _EVEN * times).any():
+            return False
+        laced += bool((np.diff(rank[stack])[times == 1] > 1).any())
+    return laced > 1
 
 
 def stack_of(frames: list[Frame]) -> Stack:

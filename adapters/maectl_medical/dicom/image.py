@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
-__all__ = ["Form", "Frame", "Image", "Rescale", "Vector", "bytes_of", "lowest_highest"]
+__all__ = ["MOST_FRAMES", "Form", "Frame", "Image", "Rescale", "Vector", "bytes_of", "lowest_highest"]
+
+MOST_FRAMES = 1 << 20
+"""In one file; a number beyond is none."""
 
 Vector = tuple[float, float, float]
 """x, y, z in the patient's frame, LPS+."""
@@ -40,15 +43,18 @@ class Frame:
 class Image:
     """One file of one or more frames.
 
+    folder    what ``path`` is relative to
     form      how pixels are stored: what the frames of a volume have in common
     span      the lowest and the highest value that its stored form and look-up tables can express, before slope
               and intercept; None for floating point and more than 16 bits
     table     whether ``span`` is of values after a look-up table
     film      frames without positions that belong together: a cine
-    series    opaque; SeriesInstanceUID or, where it is missing, the folder
+    series    opaque; patient, study and SeriesInstanceUID or, where that is missing, SeriesNumber and folder
+    uid       opaque; SeriesInstanceUID alone, which anonymisers may give to all; "" where it is missing
     instance  opaque; SOPInstanceUID, "" where it is missing
     """
 
+    folder: str
     path: str
     rows: int
     columns: int
@@ -59,6 +65,7 @@ class Image:
     film: bool
     unit: str
     series: str
+    uid: str
     instance: str
     group: str
     facts: tuple[str, ...]

@@ -62,7 +62,7 @@ def _load(
     for file, members in by_file.items():
         with open(files[file], "rb") as opened:
             header = parse(opened, PIXEL_TAGS)
-            reader = _Reader(header, key, (shape[-2], shape[-1]), dtype)
+            reader = _Reader(header, key, file, (shape[-2], shape[-1]), dtype)
             for frame, place, depth in members:
                 part, mask = reader.read(frame, depth, (box[-2], box[-1]))
                 values[(slice(None), place) if deep else slice(None)] = part
@@ -75,9 +75,11 @@ def _load(
 class _Reader:
     """The frames of one open file as values of the image."""
 
-    def __init__(self, header: Header, key: dict[str, Any], size: tuple[int, int], dtype: str) -> None:
+    def __init__(self, header: Header, key: dict[str, Any], file: int, size: tuple[int, int], dtype: str) -> None:
         self.header, self.key, self.dtype = header, key, dtype
-        samples, allocated, stored, signed, photometric, element = key["form"]
+        samples, allocated, widest, signed, photometric, element = key["form"]
+        self.widest: Form = (samples, allocated, widest, signed, photometric, element)
+        stored = key["bits"][file] if "bits" in key else widest
         self.form: Form = (samples, allocated, stored, signed, photometric, element)
         self.options = _options(header, self.form, size)
         self.parts = [] if header.syntax in NATIVE else fragments(header)
@@ -138,7 +140,7 @@ class _Reader:
 
     def _rescaled(self, stored: Array, depth: int) -> Array:
         """Values of grey pixels, int64 or float64."""
-        inverted, (low, high) = self.key.get("inverted", False), lowest_highest(self.form)
+        inverted, (low, high) = self.key.get("inverted", False), lowest_highest(self.widest)
         if self.table is not None:
             entries = tables.apply(stored, self.table).astype(np.int64)
             return sum(tables.span_of(self.header.data, self.table)) - entries if inverted else entries

@@ -1,4 +1,4 @@
-"""Several slices at the same place: copies, or volumes that share a series and must be told apart."""
+"""Several slices at the same place, or between each other: volumes that share a series and must be told apart."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from maectl_medical.dicom.frames import MARKS
-from maectl_medical.dicom.geometry import along, bins
+from maectl_medical.dicom.geometry import along, bins, interleaved
 from maectl_medical.dicom.image import Frame, Image
 
-__all__ = ["Slice", "Split", "places", "split", "without_copies"]
+__all__ = ["Slice", "Split", "places", "split"]
 
-_NEAR = 0.01  # mm: slices no further apart lie at the same place
+# When a slice was taken, not what of: the slices of one volume may be taken in turns (concatenations, several at once)
+_WHEN = ("trigger time", "bed position or frame time", "acquisition time", "content time")
 _MOST_TOGETHER = 3  # attributes that tell volumes apart only together
 
 
@@ -32,10 +33,9 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Volumes of distinct positions, what to tell of how they were told apart, and why that is not possible."""
+    """Volumes of distinct positions with what to tell of how they were told apart, or why that is not possible."""
 
-    volumes: list[list[Slice]]
-    note: str = ""
+    volumes: list[tuple[list[Slice], tuple[str, ...]]]
     fault: str = ""
 
 
@@ -46,45 +46,68 @@ def places(slices: list[Slice]) -> npt.NDArray[np.int64]:
     return bins(along(frames), thick)
 
 
-def without_copies(slices: list[Slice]) -> tuple[list[Slice], list[Slice]]:
-    """The slices, and those that repeat an earlier one: at the same place, with all that could differ the same."""
-    kept: dict[tuple[object, ...], Slice] = {}
-    copies = []
-    for each in slices:
-        frame = each.frame
-        where = None if frame.position is None else tuple(round(value / _NEAR) for value in frame.position)
-        alike: tuple[object, ...] = (where, each.index, each.image.instance)
-        if where is not None:
-            size = each.image.rows, each.image.columns
-            alike = (where, frame.orientation, frame.spacing, size, frame.number, *sorted(frame.marks.items()))
-        elif not each.image.instance:
-            alike = (id(each),)
-        if kept.setdefault(alike, each) is not each:
-            copies.append(each)
-    return list(kept.values()), copies
-
-
 def split(slices: list[Slice]) -> Split:
-    """Volumes in which each position occurs once, from slices of one orientation and shape, in their order."""
+    """Volumes in which each position occurs once, from slices of one orientation and shape, in their order.
+
+    Where all positions differ, what was taken in different ways is told apart only if it lies interleaved.
+    """
     where = places(slices)
     times = Counter(where.tolist())
     most = max(times.values())
-    if most == 1:
-        return Split([slices])
+    volumes, note = ([slices], "") if most == 1 else _repeated(slices, where, times)
+    if volumes:
+        told = (note,) if note else ()
+        return Split([each for volume in volumes for each in _unlaced(volume, told)])
+    fault = f"{len(slices)} slices at {len(times)} positions, up to {most} at one, and nothing tells volumes apart"
+    return Split([], fault)
+
+
+def _repeated(slices: list[Slice], where: npt.NDArray[np.int64], times: Counter[int]) -> tuple[list[list[Slice]], str]:
+    """Volumes from slices of which several lie at one position, [] where nothing tells them apart, and a note."""
+    most = max(times.values())
     differing = [name for name in MARKS if len({each.frame.marks.get(name) for each in slices}) > 1]
     for together in range(1, _MOST_TOGETHER + 1):
         for names in combinations(differing, together):
             volumes = _classes(slices, where, names, most)
             if volumes:
-                told = f"its series holds {len(volumes)} volumes, told apart by {' and '.join(names)}"
-                return Split(volumes, told)
+                return volumes, f"its series holds {len(volumes)} volumes, told apart by {' and '.join(names)}"
     if min(times.values()) == most:
         volumes = _by_number(slices, where, most)
         if volumes:
-            told = f"its series holds {most} volumes that only the order of their instance numbers tells apart"
-            return Split(volumes, told)
-    fault = f"{len(slices)} slices at {len(times)} positions, up to {most} at one, and nothing tells volumes apart"
-    return Split([], fault=fault)
+            return volumes, f"its series holds {most} volumes that only the order of their instance numbers tells apart"
+    return [], ""
+
+
+def _unlaced(slices: list[Slice], notes: tuple[str, ...]) -> list[tuple[list[Slice], tuple[str, ...]]]:
+    """A volume, or the interleaved ones that it is made of, each looked into in turn; with notes."""
+    found, names = _interleaved(slices)
+    if not found:
+        return [(slices, notes)]
+    told = f"its series holds {len(found)} volumes of interleaved slices, told apart by {' and '.join(names)}"
+    return [each for part in found for each in _unlaced(part, (*notes, told))]
+
+
+def _interleaved(slices: list[Slice]) -> tuple[list[list[Slice]], tuple[str, ...]]:
+    """Interleaved stacks that attributes tell apart, and which; none where there are none."""
+    depths = along([each.frame for each in slices])
+    kinds = {name: _labels(slices, (name,)) for name in MARKS if name not in _WHEN}
+    telling = [name for name, labels in kinds.items() if labels.max() > 0 and np.bincount(labels).min() > 1]
+    for together in range(1, _MOST_TOGETHER + 1):
+        for names in combinations(telling, together):
+            labels = _labels(slices, names)
+            if interleaved(depths, labels):
+                found: list[list[Slice]] = [[] for _ in range(labels.max() + 1)]
+                for label, each in zip(labels.tolist(), slices, strict=True):
+                    found[label].append(each)
+                return found, names
+    return [], ()
+
+
+def _labels(slices: list[Slice], names: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """A number [n] for each combination of values of attributes, in the order in which they occur."""
+    known: dict[tuple[str | None, ...], int] = {}
+    values = (tuple(each.frame.marks.get(name) for name in names) for each in slices)
+    return np.array([known.setdefault(value, len(known)) for value in values], np.int64)
 
 
 def _classes(slices: list[Slice], where: npt.NDArray[np.int64], names: tuple[str, ...], most: int) -> list[list[Slice]]:

@@ -1,9 +1,6 @@
 """Derived DICOM images: new objects with new identifiers, of which only pixels and geometry are the source's."""
 
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from pydicom.valuerep import DSfloat
 from maectl.adapter import Values
 from maectl.errors import DataError, Unreadable
 from maectl_medical.dicom.describe import MODALITIES, describe
+from maectl_medical.dicom.exchange import DESCRIPTION, put_in_place
 from maectl_medical.dicom.form import Stored, stored_form
 from maectl_medical.dicom.header import Damaged, parse, text
 from maectl_medical.dicom.image import Frame, Image
@@ -80,7 +78,8 @@ def save(
 ) -> Path:
     """Write values [C, *S] like an image that `assemble` found, and return the path written.
 
-    A volume becomes a new folder ``path`` with a file for each slice, a picture or a film the file ``path``.dcm.
+    A volume becomes a new folder ``path`` with a file for each slice, a picture or a film the file ``path``.dcm. What
+    maectl wrote there earlier is replaced when all is written, anything else stays and is an error.
     ``key`` is the image's, with its "unit" and, for volumes, its "affine" (three rows, RAS+). Values are in that
     unit, uint8, int16 or uint16; where ``valid`` [*S] is False pixels are written as padding. Names, dates,
     identifiers and descriptions of the source are left out. Raises `DataError` and `Unreadable`.
@@ -100,7 +99,7 @@ def save(
         _place(common, image.frames[key.get("frames", [[0, 0]])[0][1]], film=film)
         _fill(common, stored.pixels, stored)
         path = path.with_name(f"{path.name}.dcm")
-        with _beside(path) as temporary:
+        with put_in_place(path) as temporary:
             _write(common, temporary)
         return path
     except OSError as error:
@@ -144,7 +143,7 @@ def _common(modality: str, unit: str, stored: Stored) -> Dataset:
         setattr(data, keyword, uid.generate_uid(prefix=None))
     data.Modality = modality
     data.ImageType = ["DERIVED", "SECONDARY"]
-    data.SeriesDescription = "maectl reconstruction"
+    data.SeriesDescription = DESCRIPTION
     data.ConversionType = "WSD"  # by a workstation
     data.InstanceNumber = 1
     if stored.intercept or modality in ("CT", "PT"):
@@ -189,8 +188,6 @@ def _save_slices(common: Dataset, storage: str, stored: Stored, affine: npt.NDAr
 
     The inverse of the affine's equation: the position of slice k is that of (k, 0, 0), turned from RAS+ to LPS+.
     """
-    if path.exists():
-        raise DataError(f"{path} exists already: remove it, or write elsewhere")
     step, down, across, first = (affine * np.array([[-1.0], [-1.0], [1.0]])).T
     spacing = np.linalg.norm(down), np.linalg.norm(across)
     normal = np.cross(across / spacing[1], down / spacing[0])
@@ -198,7 +195,7 @@ def _save_slices(common: Dataset, storage: str, stored: Stored, affine: npt.NDAr
     common.PixelSpacing = [_decimal(each) for each in spacing]
     common.ImageOrientationPatient = [_decimal(each) for each in (*across / spacing[1], *down / spacing[0])]
     common.SliceThickness = common.SpacingBetweenSlices = _decimal(abs(step @ normal))
-    with _beside(path) as temporary:
+    with put_in_place(path) as temporary:
         temporary.mkdir()
         for number in range(stored.pixels.shape[1]):
             common.InstanceNumber = number + 1
@@ -220,18 +217,3 @@ def _write(data: Dataset, path: Path) -> None:
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
     data.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
     data.save_as(path, enforce_file_format=True)
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A temporary name in the same folder, which becomes ``path`` when all has gone well and vanishes otherwise."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield beside
-        beside.replace(path)
-    except BaseException:
-        if beside.is_dir():
-            shutil.rmtree(beside)
-        else:
-            beside.unlink(missing_ok=True)
-        raise
