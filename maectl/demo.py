@@ -37,7 +37,7 @@ SMALL = (  # a third of tiny's width and depth
 )  # fmt: skip
 IMAGES = (_View("", "small-images", 800, ("model.image_size=32", "model.patch_size=4", *SMALL)),)
 VOLUMES = (
-    _View("slices", None, 600, ("model.image_size=32", "model.patch_size=4", *SMALL)),
+    _View("slices", None, 1000, ("model.image_size=32", "model.patch_size=4", *SMALL)),
     _View("volume", None, 300, ("model.image_size=[8,32,32]", "model.patch_size=[2,4,4]", *SMALL)),
 )
 

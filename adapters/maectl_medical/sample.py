@@ -16,10 +16,9 @@ from maectl_medical.nifti import save_like_volume
 __all__ = ["phantoms"]
 
 CLASSES = ("one-mass", "many-nodules")  # a lung
-PATIENTS = {"train": 32, "test": 20}  # a class
+PATIENTS = {"train": 48, "test": 24}  # a class
 SHAPE = (16, 48, 64)  # slices, rows, columns
 SPACING = (8.0, 4.0, 4.0)  # mm
-OUTSIDE = -2000  # stored where the scanner's round field of view ends
 AIR, LUNG, TISSUE, BONE = -1000, -800, 40, 700  # HU
 NOISE = 15  # HU
 Volume = npt.NDArray[np.int16]
@@ -44,7 +43,7 @@ def phantoms(folder: Path, seed: int) -> None:
 
 
 def _chest(rng: np.random.Generator, label: int) -> Volume:
-    """int16 [D, H, W] HU, slices from inferior to superior; `OUTSIDE` beyond the field of view."""
+    """int16 [D, H, W] HU, slices from inferior to superior."""
     z, y, x = (
         (np.arange(size) - (size - 1) / 2).reshape([-1 if axis == each else 1 for each in range(3)]) * step
         for axis, (size, step) in enumerate(zip(SHAPE, SPACING, strict=True))
@@ -60,9 +59,7 @@ def _chest(rng: np.random.Generator, label: int) -> Volume:
     hu[lungs] += LUNG - TISSUE
     hu[lungs & _masses(rng, label, z, y, x)] += TISSUE - LUNG
     hu[(x / 14) ** 2 + ((y - 0.72 * deep) / 12) ** 2 + 0 * z < 1] = BONE
-    rounded = np.rint(hu).astype(np.int16)
-    rounded[np.broadcast_to(np.hypot(x, y) > 125, SHAPE)] = OUTSIDE
-    return rounded
+    return np.rint(hu).astype(np.int16)
 
 
 def _masses(rng: np.random.Generator, label: int, z: Millimetres, y: Millimetres, x: Millimetres) -> Mask:
@@ -78,8 +75,7 @@ def _masses(rng: np.random.Generator, label: int, z: Millimetres, y: Millimetres
 
 
 def _write_nifti(volume: Volume, path: Path) -> None:
-    """Stored as NIfTI usually is: first axis to the right, then anterior, then superior; air beyond the field."""
-    volume = np.maximum(volume, AIR)
+    """Stored as NIfTI usually is: first axis to the right, then anterior, then superior."""
     values = np.ascontiguousarray(volume.transpose(2, 1, 0)[::-1, ::-1][None])
     depth, height, width = SPACING
     corner = [-step * (size - 1) / 2 for size, step in zip(SHAPE, SPACING, strict=True)]
@@ -119,6 +115,5 @@ def _slice(values: npt.NDArray[np.int16], number: int) -> Dataset:
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
     data.RescaleSlope, data.RescaleIntercept, data.RescaleType = 1, -1024, "HU"
-    data.PixelPaddingValue = OUTSIDE + 1024
     data.PixelData = (values + 1024).astype("<i2").tobytes()
     return data
