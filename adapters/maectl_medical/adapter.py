@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -227,19 +228,13 @@ class Medical(Adapter):
                 return Reject(source.paths, str(error))
             key["box"] = [(side.start, side.stop) for side in box]
             grid = _made(key)
-        return Source(
-            paths=source.paths,
+        return replace(
+            source,
             shape=(source.shape[0], *grid.shape),
             dtype=grid.dtype(source.dtype),
-            unit=source.unit,
             axes=grid.axes,
-            channels=source.channels,
             spacing=grid.spacing,
             key=json.dumps(key),
-            group=source.group,
-            folder=source.folder,
-            facts=source.facts,
-            notes=source.notes,
         )
 
     def _loaded(self, source: Source, window: Window | None) -> Pixels:
