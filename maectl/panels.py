@@ -1,11 +1,10 @@
-"""The pictures: values as colours, panels side by side under titles, held-out samples, a confusion matrix.
+"""The pictures: values as colours, panels side by side under titles, held-out samples.
 
 Shapes: values [C, H, W], or [C, D, H, W], shown by its three orthogonal middle slices; pictures uint8 RGB [H, W, 3].
 """
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from maectl.mae import MaskedAutoencoder
 from maectl.stats import Normalizer
 from maectl.tiling import places, predict
 
-__all__ = ["LEAK", "confusion", "error_panel", "levels", "panel", "sheet", "training_samples"]
+__all__ = ["LEAK", "error_panel", "font", "levels", "panel", "sheet", "training_samples", "words"]
 
 SAMPLES = 6  # images of a batch that are shown while training
 SMALLEST, LARGEST = 256, 512  # px: a panel's longer side is enlarged to about the first, shrunk to the second
@@ -29,7 +28,6 @@ PAPER, INK, GAP = (255, 255, 255), (32, 32, 32), 8
 HATCH = (np.array((186, 186, 186), np.uint8), np.array((142, 142, 142), np.uint8))
 INVALID = np.array((90, 90, 110), np.uint8)
 HEAT = np.array([(0, 0, 0), (58, 10, 90), (150, 30, 95), (222, 75, 50), (250, 165, 30), (255, 255, 190)], float)
-BLUE = np.array((8, 64, 130), float)
 Bytes = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 Values = npt.NDArray[Any]
@@ -139,7 +137,7 @@ def sheet(
     heads = [_head(title, scale if column == len(titles) - 1 else None) for column, title in enumerate(titles)]
     widths = [max(head.width, *(row[column].width for row in rows)) for column, head in enumerate(heads)]
     top = max(head.height for head in heads)
-    foot = [_text(note, 13) for note in notes]
+    foot = [words(note, 13) for note in notes]
     width = max(GAP + sum(each + GAP for each in widths), *(2 * GAP + note.width for note in foot), 0)
     height = top + GAP + sum(max(each.height for each in row) + GAP for row in rows)
     canvas = Image.new("RGB", (width, height + sum(note.height + GAP // 2 for note in foot)), PAPER)
@@ -196,56 +194,6 @@ def training_samples(
     return sheet(("original", "masked", "reconstruction", "visible pasted"), rows, note)
 
 
-def confusion(matrix: npt.NDArray[Any], classes: Sequence[str], path: Path) -> None:
-    """Write a confusion matrix [K, K] (rows: the truth) as a PNG, each row shaded by its shares.
-
-    Counts are written where they fit. Raises OSError where ``path`` cannot be written.
-    """
-    count = len(classes)
-    cell = int(np.clip(960 // count, 6, 56))
-    size = int(np.clip(0.62 * cell, 9, 15))
-    names = [name if len(name) <= 28 else f"{name[:27]}…" for name in classes] if cell >= 12 else [""] * count
-    labels = [_text(name, size) for name in names]
-    left = GAP + 20 + max(label.width for label in labels) + GAP
-    above = GAP + 20 + max(label.width for label in labels) + GAP
-    side = count * cell
-    picture = Image.new("RGB", (left + side + 2 * GAP, above + side + 2 * GAP), PAPER)
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    shade = np.rint(255 + shares[..., None] * (BLUE - 255)).astype(np.uint8).repeat(cell, 0).repeat(cell, 1)
-    picture.paste(Image.fromarray(shade), (left, above))
-    draw = ImageDraw.Draw(picture)
-    for number, label in enumerate(labels):
-        middle = number * cell + (cell - label.height) // 2
-        picture.paste(label, (left - GAP // 2 - label.width, above + middle))
-        turned = label.rotate(90, expand=True)
-        picture.paste(turned, (left + middle, above - GAP // 2 - turned.height))
-    for edge in range(count + 1):
-        draw.line((left, above + edge * cell, left + side, above + edge * cell), fill=(225, 225, 225))
-        draw.line((left + edge * cell, above, left + edge * cell, above + side), fill=(225, 225, 225))
-    _counts(draw, matrix, shares, (left, above), cell)
-    picture.paste(_text("predicted class", 15), (left, GAP // 2))
-    picture.paste(_text("true class", 15).rotate(90, expand=True), (GAP // 2, above))
-    picture.save(path, "PNG")
-
-
-def _counts(
-    draw: ImageDraw.ImageDraw,
-    matrix: npt.NDArray[Any],
-    shares: npt.NDArray[Any],
-    corner: tuple[int, int],
-    cell: int,
-) -> None:
-    """The counts that are not 0, in the largest letters that fit all of them, if 8 px do."""
-    widest = max((f"{int(each)}" for each in matrix.ravel()), key=len)
-    fitting = [size for size in range(15, 7, -1) if _font(size).getlength(widest) <= cell - 3 and size <= cell - 4]
-    if not fitting:
-        return
-    for row, column in np.argwhere(matrix):
-        place = (corner[0] + (column + 0.5) * cell, corner[1] + (row + 0.5) * cell)
-        ink = PAPER if shares[row, column] > 0.5 else INK
-        draw.text(place, f"{int(matrix[row, column])}", fill=ink, font=_font(fitting[0]), anchor="mm")
-
-
 def _finished(image: Image.Image, hidden: Bools | None, invalid: Bools | None) -> Image.Image:
     """Brought to a panel's size, then hatched and greyed (so that the hatch is as coarse everywhere)."""
     longest = max(image.size)
@@ -283,9 +231,9 @@ def _heat(share: Values) -> Bytes:
 
 def _head(title: str, scale: float | None) -> Image.Image:
     """A title's lines above one another, with a colour bar where a scale is given."""
-    lines = [_text(line, 16 if number == 0 else 12) for number, line in enumerate(title.split("\n"))]
+    lines = [words(line, 16 if number == 0 else 12) for number, line in enumerate(title.split("\n"))]
     if scale is not None:
-        ends = _text("0", 12), _text(f"{scale:.4g} or more", 12)
+        ends = words("0", 12), words(f"{scale:.4g} or more", 12)
         bar = Image.new("RGB", (ends[0].width + 120 + ends[1].width, ends[1].height), PAPER)
         bar.paste(ends[0], (0, 0))
         bar.paste(Image.fromarray(_heat(np.broadcast_to(np.linspace(0, 1, 110), (10, 110)))), (ends[0].width + 3, 3))
@@ -299,13 +247,15 @@ def _head(title: str, scale: float | None) -> Image.Image:
     return head
 
 
-def _text(text: str, size: int) -> Image.Image:
-    font = _font(size)
-    image = Image.new("RGB", (max(1, int(np.ceil(font.getlength(text)))), round(1.3 * size)), PAPER)
-    ImageDraw.Draw(image).text((0, 0), text, fill=INK, font=font)
+def words(text: str, size: int) -> Image.Image:
+    """One line of text as a picture, its letters ``size`` px high."""
+    letters = font(size)
+    image = Image.new("RGB", (max(1, int(np.ceil(letters.getlength(text)))), round(1.3 * size)), PAPER)
+    ImageDraw.Draw(image).text((0, 0), text, fill=INK, font=letters)
     return image
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The letters of all pictures."""
     return ImageFont.load_default(size=size)

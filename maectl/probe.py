@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from maectl import checkpoint, console, device, panels, scoring
+from maectl import checkpoint, console, device, scoring
 from maectl.checkpoint import Checkpoint, Config
+from maectl.confusion import confusion
 from maectl.errors import DataError, RunError, UsageError
 from maectl.features import Features, Members, extract
 from maectl.index import Index
@@ -218,7 +219,7 @@ def _written(result: dict[str, Any], out: Path) -> None:
     try:
         out.write_text(json.dumps(result, indent=1), encoding="utf-8")
         if result["confusion"] is not None:
-            panels.confusion(np.array(result["confusion"]), result["classes"], out.with_suffix(".png"))
+            confusion(np.array(result["confusion"]), result["classes"], out.with_suffix(".png"))
     except OSError as error:
         raise RunError(f"--out {out} cannot be written: {error.strerror}") from None
 

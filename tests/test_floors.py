@@ -8,10 +8,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     ["errors", "adapter"],
-    ["console", "registry", "recipe", "windows", "stream", "index", "planes", "scan", "stats", "store", "tables",
-     "annotations", "labels", "bootstrap", "solvers", "scoring", "prepare", "inspection"],
+    ["console", "registry", "recipe", "windows", "stream", "index", "planes", "columns", "scan", "stats", "store",
+     "tables", "annotations", "labels", "bootstrap", "solvers", "scoring", "prepare", "inspection"],
     ["positions", "vit", "mae", "baselines", "optim", "device", "resize", "dataset", "checkpoint", "warmstart", "run",
-     "features", "tiling", "fidelity", "panels", "restoration"],
+     "features", "tiling", "fidelity", "panels", "confusion", "restoration"],
     ["heldout", "progress", "budget", "identity", "training", "resume", "pretrain", "probe",
      "reconstruct", "doctor", "demo"],
     ["cli", "__main__"],

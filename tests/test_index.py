@@ -266,7 +266,7 @@ def test_an_index_is_pickled_as_its_path_and_rows_can_be_taken(found, tmp_path):
 
 
 def test_images_and_volumes_are_not_mixed(tmp_path):
-    columns = module._Columns(["/data"], None)
+    columns = module.Columns(["/data"], None)
     for shape, axes in (((1, 4, 4), ("row", "column")), ((1, 4, 4, 4), ("slice", "row", "column"))):
         columns.add(Source(("a",), shape, "int16", "HU", axes, ("value",), (1.0,) * len(axes)), 0)
     module.write(columns.table(), tmp_path / "index.arrow")
@@ -279,7 +279,7 @@ def test_images_and_volumes_are_not_mixed(tmp_path):
 
 def test_a_large_index_is_mapped_not_loaded(tmp_path):
     """200,000 sources in 20,000 groups: opening it makes no object a row and copies no column."""
-    columns = module._Columns(["/data"], None)
+    columns = module.Columns(["/data"], None)
     for number in range(200_000):
         name = f"patient-{number // 10:05d}/image-{number:06d}.png"
         columns.add(Source((name,), (3, 224, 224), "uint8", "0..255", ("row", "column"), ("a", "b", "c"),

@@ -10,6 +10,7 @@ from PIL import Image
 
 from maectl import panels
 from maectl.checkpoint import Config
+from maectl.confusion import confusion
 from maectl.dataset import Batch
 from maectl.recipe import Display
 from maectl.stats import Normalizer
@@ -126,7 +127,7 @@ def test_training_samples_of_few_and_partly_invalid_images():
 def test_a_confusion_matrix_is_shaded_by_row(tmp_path: Path, count: int):
     matrix = np.eye(count, dtype=int) * 90
     matrix[0, 1], matrix[1] = 90, 0  # half of the first class is taken for the second; no image of the second
-    panels.confusion(matrix, [f"a class called {number} 雲" * 3 for number in range(count)], tmp_path / "c.png")
+    confusion(matrix, [f"a class called {number} 雲" * 3 for number in range(count)], tmp_path / "c.png")
     with Image.open(tmp_path / "c.png") as image:
         pixels = np.array(image)
     assert max(pixels.shape) < 2000
@@ -137,7 +138,7 @@ def test_a_confusion_matrix_is_shaded_by_row(tmp_path: Path, count: int):
 
 def test_counts_are_left_out_where_they_do_not_fit(tmp_path: Path):
     for name, count in (("few", 5), ("huge", 500_000_000)):
-        panels.confusion(np.full((40, 40), count), ["x"] * 40, tmp_path / name)
+        confusion(np.full((40, 40), count), ["x"] * 40, tmp_path / name)
     few, huge = (np.array(Image.open(tmp_path / name)) for name in ("few", "huge"))
     assert (few[200:, 200:] == panels.INK).all(axis=-1).sum() > 1000
     assert (huge[200:, 200:] == panels.INK).all(axis=-1).sum() == 0
