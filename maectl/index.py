@@ -117,6 +117,11 @@ class Index:
         spacings[known] = np.asarray(column.drop_null().flatten()).reshape(-1, axes)
         return spacings
 
+    @property
+    def file_counts(self) -> Ints:
+        """[N] how many files every row has."""
+        return np.diff(np.asarray(self._table.column("paths").combine_chunks().offsets)).astype(np.int64)
+
     def dtype(self, row: int) -> np.dtype[Any]:
         """The dtype of one row."""
         name: str = self._kinds[self._table.column("kind")[row].as_py()]["dtype"]
@@ -172,6 +177,11 @@ class Rejects:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def files(self) -> int:
+        """How many files that are."""
+        return sum(paths.count(";") + 1 for _, paths, _, _ in self.rows)
 
 
 def held_out(groups: Ints, seed: int) -> tuple[Ints, Ints]:

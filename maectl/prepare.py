@@ -213,13 +213,14 @@ def _decodable(
         bad = _verify(index, adapter, chosen, views, workers)
     if not bad:
         return index, store
-    share = (len(bad) + len(rejects)) / (len(index) + len(rejects))
+    counts = index.file_counts  # files, not sources: a volume may have hundreds, and its rejects are single files
+    share = (counts[[row for row, _ in bad]].sum() + rejects.files) / (counts.sum() + rejects.files)
     if len(bad) == len(index):
         raise DataError(
             f"none of the {len(index):,} images can be decoded, e.g. {index[bad[0][0]].paths[0]}: {bad[0][1]}"
         )
     if share > chosen.data.max_bad:
-        raise DataError(f"{share:.1%} of the images cannot be used, data.max_bad allows {chosen.data.max_bad:.1%}")
+        raise DataError(f"{share:.1%} of the files cannot be used, data.max_bad allows {chosen.data.max_bad:.1%}")
     rows = np.array([row for row, _ in bad])
     index = _without(index, rows, [reason for _, reason in bad], rejects, work / "decodable.arrow")
     if folder is not None:  # everything left has its entry: this only looks the rows up again

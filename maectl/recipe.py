@@ -107,7 +107,7 @@ class DataRecipe(Section):
     display: Display = Display()
     store: Annotated[str, BeforeValidator(_off)] = "auto"  # auto | off | a folder
     verify: Literal["auto", "all"] | Annotated[int, Field(ge=0)] = "auto"  # sources decoded before step 1
-    max_bad: Fraction = 1.0  # a larger share of sources that cannot be used stops the run
+    max_bad: Fraction = 1.0  # a larger share of files that cannot be used stops the run
 
     @model_validator(mode="after")
     def _sane(self) -> "DataRecipe":

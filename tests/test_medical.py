@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dicom_files import AXIAL, enhanced, group, image, noise, save, series
 from pydantic import ValidationError
-from pydicom.uid import UltrasoundMultiFrameImageStorage
+from pydicom.uid import UltrasoundImageStorage, UltrasoundMultiFrameImageStorage
 
 from maectl import recipe, registry
 from maectl.adapter import Files, Reject, Source
@@ -387,3 +387,28 @@ def test_real_volumes_come_back_with_their_geometry_and_values(real_data, tmp_pa
         affines = [np.array(json.loads(each.key)["affine"]) for each in (again, source)]
         np.testing.assert_allclose(*affines, atol=1e-4)
         np.testing.assert_array_equal(adapter.read(again).values, pixels.values)
+
+
+def test_stills_of_ultrasound_join_its_films(tmp_path):
+    """Either alone is what it is; together a still is a film of one frame, read and written as it was."""
+    still, film = noise(16, 20, dtype="uint8", high=256), noise(5, 16, 20, dtype="uint8", high=256, seed=1)
+    us = {"Modality": "US", "BitsStored": 8}
+    save(image(still, SOPClassUID=UltrasoundImageStorage, **us), tmp_path / "set" / "still.dcm")
+    adapter = Medical()
+    assert only(adapter, tmp_path / "set").axes == ("row", "column")
+    save(
+        image(film, SOPClassUID=UltrasoundMultiFrameImageStorage, SeriesInstanceUID="7.7", **us),
+        tmp_path / "set" / "film.dcm",
+    )
+    found = {each.paths[0]: each for each in adapter.scan(Files(tmp_path / "set")) if isinstance(each, Source)}
+    assert {each.axes for each in found.values()} == {("frame", "row", "column")}
+    one = found["still.dcm"]
+    np.testing.assert_array_equal(adapter.read(one).values, still[None, None])
+    window = (slice(0, 1), slice(2, 9), slice(3, 8))
+    np.testing.assert_array_equal(adapter.read(one, window).values, still[None, None, 2:9, 3:8])
+    out = adapter.write(one, [(window, np.full((1, 1, 7, 5), 9, np.uint8))], tmp_path / "out")
+    again = only(adapter, out)
+    assert again.shape == (1, 16, 20)
+    assert (adapter.read(again).values[0, 2:9, 3:8] == 9).all()
+    counted = scan([tmp_path / "set"], Medical, DataRecipe(), tmp_path / "index.arrow")
+    assert (len(counted.index), len(counted.rejects)) == (2, 0)

@@ -23,6 +23,8 @@ from maectl_medical.stored import Found
 
 __all__ = ["Medical"]
 
+FILM = ("frame", "row", "column")
+ULTRASOUND = "modality: US"
 Millimetres = tuple[float, float, float]
 
 _RECIPES = {
@@ -127,7 +129,11 @@ class Medical(Adapter):
                 yield found
             elif found is not None:
                 yield from (self._source(each, files.folder) for each in found)
-        for each in dicom.assemble(images, geometry=self.geometry):
+        found_ = list(dicom.assemble(images, geometry=self.geometry))
+        films = any(isinstance(each, Found) and each.axes == FILM for each in found_)
+        for each in found_:
+            if isinstance(each, Found) and films and ULTRASOUND in each.facts:
+                each = _as_film(each)
             yield each if isinstance(each, Reject) else self._source(each, files.folder)
 
     def read(self, source: Source, window: Window | None = None, shape: tuple[int, ...] | None = None) -> Pixels:
@@ -182,10 +188,13 @@ class Medical(Adapter):
         if seen.valid is not None:
             changed &= seen.valid
             canvas[:, ~seen.valid] = seen.values[:, ~seen.valid]
+        key = json.loads(source.key)
+        if key.get("still", False):
+            return save(source, key, canvas[:, 0], None if seen.valid is None else seen.valid[0], path, self.export)
         if grid is None:
-            return save(source, json.loads(source.key), canvas, seen.valid, path, self.export)
+            return save(source, key, canvas, seen.valid, path, self.export)
         stored = self._loaded(source, None)
-        return save(source, json.loads(source.key), grid.back(canvas, changed, stored), stored.valid, path, self.export)
+        return save(source, key, grid.back(canvas, changed, stored), stored.valid, path, self.export)
 
     def sample(self, folder: Path, seed: int) -> None:
         """Write phantom studies of two classes in DICOM and NIfTI, ``folder/train`` and ``folder/test``."""
@@ -197,7 +206,8 @@ class Medical(Adapter):
         if channels is None:
             reason = f"{_told(found.channels)} cannot become {_told(self.channels)}"
             return Reject(found.paths, f"{reason}: --set data.channels=auto takes the channels most images have")
-        key = {**found.key, "stored": found.shape, "dtype": found.dtype, "unit": found.unit, "affine": found.affine}
+        stored = found.shape if "still" not in found.key else (found.shape[0], *found.shape[2:])
+        key = {**found.key, "stored": stored, "dtype": found.dtype, "unit": found.unit, "affine": found.affine}
         source = Source(
             paths=found.paths,
             shape=(len(channels), *found.shape[1:]),
@@ -239,12 +249,25 @@ class Medical(Adapter):
 
     def _loaded(self, source: Source, window: Window | None) -> Pixels:
         """A window of the stored grid in the model's channels."""
-        pixels = load(source.files, json.loads(source.key), window)
+        key = json.loads(source.key)
+        still = key.get("still", False)
+        pixels = load(source.files, key, window[1:] if still and window is not None else window)
         values, valid = pixels.values, pixels.valid
+        if still:
+            values, valid = values[:, None], None if valid is None else valid[None]
         if self.invalid is not None:
             inside = (values != self.invalid).any(axis=0)
             valid = inside if valid is None else valid & inside
         return Pixels(repaint(values, source.shape[0]), None if valid is None or valid.all() else valid)
+
+
+def _as_film(found: Found) -> Found:
+    """A still of ultrasound as a film of one frame, so that both can be trained on; others as they are."""
+    if len(found.shape) != 3 or found.affine is not None:
+        return found
+    channels, rows, columns = found.shape
+    key = {**found.key, "still": True}
+    return replace(found, shape=(channels, 1, rows, columns), axes=FILM, spacing=None, key=key)
 
 
 def _grid(source: Source) -> Grid | None:
