@@ -239,10 +239,11 @@ class Adapter(BaseModel, ABC):
     def place(self, source: Source, axis: int, number: int, *, member: bool = False) -> int | None:
         """Where slice ``number`` of a volume, counted as its files have them, lies along an axis of ``shape``.
 
-        With ``member`` it is the slice in file ``number`` of ``paths``; None where a file is no slice along that
-        axis. An adapter that turns volumes overrides this.
+        With ``member`` it is the slice in file ``number`` of ``paths``. -1 where there is no such slice, or a file is
+        none along that axis; None where options of the adapter have cut it away. An adapter that turns or cuts
+        volumes overrides this.
         """
-        return number if not member or len(source.paths) == source.shape[1 + axis] else None
+        return number if not member or len(source.paths) == source.shape[1 + axis] else -1
 
     @abstractmethod
     def write(

@@ -55,12 +55,14 @@ class Config(BaseModel):
     version: str = __version__
 
     def seeing(self) -> DataRecipe:
-        """What of a recipe a scan needs, so that other folders are seen as the run saw its own."""
+        """What of a recipe a scan needs, so that other folders are seen as the run saw its own.
+
+        Globs on file names (``*_seg*``) hold for any folder; those with a ``/`` speak of the run's own folders.
+        """
         options = {name: value for name, value in self.options.items() if name != "channels"}
+        include, exclude = (tuple(glob for glob in globs if "/" not in glob) for globs in (self.include, self.exclude))
         channels = self.options["channels"]
-        return DataRecipe(
-            channels=channels, options=options, include=self.include, exclude=self.exclude, group=self.group
-        )
+        return DataRecipe(channels=channels, options=options, include=include, exclude=exclude, group=self.group)
 
     def build_adapter(self) -> Adapter:
         """The adapter, with the options of the run. Raises UsageError where it is not installed, RunError."""

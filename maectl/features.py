@@ -274,5 +274,9 @@ def thumbnails(whole: Whole, config: Config) -> Floats:
     side = 16 if whole.images.ndim == 4 else 8
     size = tuple(min(side, extent) for extent in whole.images.shape[2:])
     fill = np.array(config.normalizer.mean)
-    small = [resize(Pixels(image.astype(np.float32)), size, fill).values.ravel() for image in whole.images]
+    valid = [None] * len(whole.images) if whole.valid is None else list(whole.valid)
+    small = [
+        resize(Pixels(image.astype(np.float32), where), size, fill).values.ravel()
+        for image, where in zip(whole.images, valid, strict=True)
+    ]
     return np.array(small, np.float32)

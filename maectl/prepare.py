@@ -185,7 +185,9 @@ def _large_enough(index: Index, rejects: Rejects, chosen: Recipe, work: Path) ->
     small = too_small(index, size, tuple(patch.tolist()), chosen.data.crop, chosen.data.axis)
     if not small.any():
         return index, rejects
-    reason = f"smaller than a patch ({'x'.join(map(str, patch))} px): set a smaller model.patch_size"
+    seen = "" if chosen.data.crop == "image" else f" at the scale of data.crop {chosen.data.crop}"
+    smaller = "model.patch_size" if chosen.data.crop == "image" else "data.crop or model.patch_size"
+    reason = f"smaller than a patch ({'x'.join(map(str, patch))} px){seen}: set a smaller {smaller}"
     if small.all():
         shape = "x".join(map(str, index[0].shape[1:]))
         raise DataError(f"all {len(index):,} images are {reason} (the first is {shape} px)")

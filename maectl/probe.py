@@ -133,10 +133,15 @@ def _extracted(
     place, reason = frozen.unread[0]
     lost = len(frozen.unread)
     console.warn(f"{lost:,} images cannot be read, e.g. {reader.index[int(labels.rows[place])].paths[0]}: {reason}")
-    kept = replace(labels.only(frozen.items), notes=[*labels.notes, f"left out, unreadable: {lost} images"])
+    return _kept(labels, frozen.items, f"left out, unreadable: {lost} images"), frozen
+
+
+def _kept(labels: Labels, items: npt.NDArray[np.int64], note: str) -> Labels:
+    """Some of the items, with a note on the others. Raises DataError where a part of the split is empty."""
+    kept = replace(labels.only(items), notes=[*labels.notes, note])
     if kept.train.all() or not kept.train.any():
-        raise DataError("no readable image is left in the training or the test part")
-    return kept, frozen
+        raise DataError(f"no image is left in the training or the test part ({note})")
+    return kept
 
 
 def _sliced(reader: Reader, config: Config, labels: Labels) -> tuple[Labels, npt.NDArray[np.int64]]:
@@ -153,18 +158,18 @@ def _sliced(reader: Reader, config: Config, labels: Labels) -> tuple[Labels, npt
             raise UsageError(f"labels of single slices: this model sees {source.paths[0]} whole; label it as one")
         member = place >= FILE
         found = reader.adapter.place(source, axis, place - FILE * member, member=member)
-        if found is None and not member:
-            cut.append(int(labels.owners[number]))
-        elif found is None or not 0 <= found < source.shape[1 + axis]:
+        if found is None:
+            cut.append(int(number))
+        elif not 0 <= found < source.shape[1 + axis]:
             what = f"its {source.axes[axis]} slices are {source.shape[1 + axis]}"
             raise UsageError(f"no slice of {source.paths[0]} as labelled ({place - FILE * member}): {what}")
         else:
             places[number] = found
     if not cut:
         return labels, places
-    note = f"left out, cut away by the adapter's options: {len(cut)} slices"
-    kept = replace(labels.only(np.setdiff1d(np.arange(len(labels.train)), cut)), notes=[*labels.notes, note])
-    return kept, places[~np.isin(labels.owners, cut)]
+    rows, places, owners = (np.delete(each, cut) for each in (labels.rows, places, labels.owners))
+    left = replace(labels, rows=rows, places=np.delete(labels.places, cut), owners=owners)
+    return _kept(left, np.unique(owners), f"left out, cut away by the adapter's options: {len(cut)} slices"), places
 
 
 def _twin(config: Config, number: int) -> MaskedAutoencoder:

@@ -57,10 +57,11 @@ def reconstruct(
         adapter, sources, rejects = _scanned(config, paths, out, Path(work))
     _make(out)
     job = Job(model.to(where).eval(), config, adapter, out, ratio, seed, cover, format, where)
-    if adapter.private:
-        _mapped(out, [source for _, source in sources])
+    fresh = adapter.private and _mapped(out, [source for _, source in sources])
     entries = _every(job, sources, rejects)
     if not entries:
+        if fresh:  # its numbers stand for nothing
+            (out / "index.csv").unlink()
         source, reason = rejects[0]["source"], rejects[0]["reason"]
         raise DataError(f"none of {len(rejects)} images can be reconstructed, e.g. {source}: {reason}")
     means = mean(entries)
@@ -154,10 +155,10 @@ def _numbers(sources: Sequence[Source]) -> list[str]:
     return [f"{place:04d}" for place in range(len(sources))]
 
 
-def _mapped(out: Path, sources: Sequence[Source]) -> None:
+def _mapped(out: Path, sources: Sequence[Source]) -> bool:
     """Write index.csv: which number stands for which image. It alone of all exports names files.
 
-    Raises UsageError where numbers of an earlier call stand for other images.
+    Whether there was none before. Raises UsageError where numbers of an earlier call stand for other images.
     """
     path, text = out / "index.csv", io.StringIO(newline="")
     writer = csv.writer(text)
@@ -166,9 +167,11 @@ def _mapped(out: Path, sources: Sequence[Source]) -> None:
         writer.writerow((number, source.folder, ";".join(source.paths)))
     content = text.getvalue().encode("utf-8", "surrogateescape")
     try:
-        if path.exists() and path.read_bytes() != content:
+        fresh = not path.exists()
+        if not fresh and path.read_bytes() != content:
             raise UsageError(f"--out {out} holds pictures of other images, by number: give another folder")
         path.write_bytes(content)
+        return fresh
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror}") from None
 

@@ -172,11 +172,10 @@ class _Quarantine:
         if len(self.rejects) == known:
             return
         console.warn(f"{source.paths[0]} cannot be read any more ({reason}): quarantined, another takes its place")
-        failed = sum(stage == "train" for _, _, stage, _ in self.rejects.rows)
-        if failed > self.most * len(self.index):
-            raise TrainingError(
-                f"{failed:,} of {len(self.index):,} images became unreadable: data.max_bad is {self.most}"
-            )
+        failed = sum(paths.count(";") + 1 for _, paths, stage, _ in self.rejects.rows if stage == "train")
+        total = int(self.index.file_counts.sum())
+        if failed > self.most * total:
+            raise TrainingError(f"{failed:,} of {total:,} files became unreadable: data.max_bad is {self.most}")
 
 
 def _settle(

@@ -249,7 +249,7 @@ def test_a_file_of_a_series_is_its_slice_along_the_axis_of_the_series_alone(tmp_
     for member, number in enumerate(numbers):
         place = Medical().place(source, 0, member, member=True)
         np.testing.assert_array_equal(values[place], stored[number].astype(int) - 1024)
-    assert [Medical().place(source, axis, 0, member=True) for axis in (1, 2)] == [None, None]
+    assert [Medical().place(source, axis, 0, member=True) for axis in (1, 2)] == [-1, -1]
 
 
 def test_a_file_of_frames_and_the_files_of_a_pair_are_no_slices(tmp_path):
@@ -267,7 +267,7 @@ def test_a_file_of_frames_and_the_files_of_a_pair_are_no_slices(tmp_path):
         for options in ({}, {"orientation": "native"}):
             source = only(Medical(**options), tmp_path / kind)
             for axis in range(len(source.axes)):
-                assert Medical(**options).place(source, axis, 0, member=True) is None, (kind, axis)
+                assert Medical(**options).place(source, axis, 0, member=True) == -1, (kind, axis)
                 assert Medical(**options).place(source, axis, 0) is not None, (kind, axis)
 
 

@@ -143,7 +143,7 @@ def test_a_file_of_several_slices_is_not_one_slice(tmp_path):
         save(enhanced(noise(4, 8, 8, seed=file), places, shared, InstanceNumber=file + 1), tmp_path / f"{file}.dcm")
     (source,) = sources(tmp_path)
     assert (source.shape[1], len(source.paths)) == (8, 2)
-    assert Medical().place(source, 0, 1, member=True) is None
+    assert Medical().place(source, 0, 1, member=True) == -1
 
 
 def test_the_last_slice_of_a_resampled_volume_has_a_place():
@@ -326,3 +326,64 @@ def test_index_csv_never_names_another_patient(tmp_path):
         (line, *_) = csv.DictReader(file)
     same = kept == {path.name: path.read_bytes() for path in (out / "0000-reconstruction").iterdir()}
     assert (Path(line["folder"]).name == "a") == same
+
+
+# ---- found later ----------------------------------------------------------------------------------------------
+
+
+def labelled(path: Path, head: tuple[str, ...], rows: list[tuple]) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([head, *rows])
+    return path
+
+
+def scans(folder: Path, dicom: bool) -> None:
+    """16 scans of eight slices, of which the four in the middle lie inside of a box above -500."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for person in range(16):
+        volume = np.full((8, 16, 16), 24, np.uint16)
+        volume[2:6, 3:13, 3:13] = 1024 + rng.integers(0, 200, (4, 10, 10))
+        if dicom:
+            own = {"SeriesInstanceUID": f"1.2.{person}", "PatientID": f"p{person}"}
+            for k in range(8):
+                save(placed(volume[k], 3.0 * k, InstanceNumber=k + 1, **own), folder / f"p{person:02d}" / f"{k}.dcm")
+        else:
+            values = volume.astype(np.int16).transpose(2, 1, 0) - 1024
+            nibabel.save(nibabel.Nifti1Image(values, np.diag([1, 1, 3, 1])), folder / f"p{person:02d}.nii.gz")
+
+
+def probed(run: Path, folder: Path, labels: Path | None = None) -> dict:
+    return probe(run, str(folder), labels=labels, method="knn", pool="cls", seed=0, workers=1, out=None)
+
+
+def test_globs_that_speak_of_the_run_s_own_folders_do_not_hide_others(tmp_path):
+    """data.exclude=test/* of a run was applied to the folder to probe: its test part was gone."""
+    for part in ("train", "test"):
+        for label in ("a", "b"):
+            for number in range(4):
+                nifti(tmp_path / "in" / part / label / f"{number}.nii", noise(32, 32, 6, seed=number, dtype="int16"))
+    run = trained(tmp_path / "in", tmp_path / "run", [*SLICES, 'data.exclude=["test/*"]'])
+    assert probed(run, tmp_path / "in")["n_test"] == 8
+
+
+def test_labels_of_slice_files_cut_away_are_left_out(tmp_path):
+    """A slice named by its own file and cut away by option foreground ended the probe."""
+    scans(tmp_path / "in", dicom=True)
+    run = trained(tmp_path / "in", tmp_path / "run", [*SLICES, "data.options.foreground=-500"])
+    rows = [(f"p{p:02d}/{k}.dcm", "ab"[p % 2]) for p in range(16) for k in range(8)]
+    found = probed(run, tmp_path / "in", labelled(tmp_path / "l.csv", ("path", "label"), rows))
+    assert found["n_train"] + found["n_test"] == 64
+
+
+@pytest.mark.parametrize("cut", ["all", "test"])
+def test_labels_of_which_a_whole_part_is_cut_away_are_an_error_in_words(tmp_path, cut):
+    """An empty part was a traceback, or a table of zeros."""
+    scans(tmp_path / "in", dicom=False)
+    run = trained(tmp_path / "in", tmp_path / "run", [*SLICES, "data.options.foreground=-500"])
+    rows = [
+        (f"p{p:02d}.nii.gz", 3 if cut == "test" and p < 8 else 0, "ab"[p % 2], "train" if p < 8 else "test")
+        for p in range(16)
+    ]
+    with pytest.raises(MaectlError):
+        probed(run, tmp_path / "in", labelled(tmp_path / "l.csv", ("path", "index", "label", "split"), rows))

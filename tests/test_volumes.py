@@ -438,7 +438,7 @@ def test_a_slice_number_means_the_files_own_order_however_the_volume_is_turned(t
     for number in range(6):
         place = given.adapter.place(source_, 0, number)
         np.testing.assert_array_equal(seen[place], values[number][::-1, ::-1])
-    assert given.adapter.place(source_, 0, 3, member=True) is None  # one file: no slice of its own
+    assert given.adapter.place(source_, 0, 3, member=True) == -1  # one file: no slice of its own
 
 
 def test_labels_of_single_files_of_a_series_are_labels_of_slices(tmp_path):

@@ -145,12 +145,12 @@ class Medical(Adapter):
     def place(self, source: Source, axis: int, number: int, *, member: bool = False) -> int | None:
         """Where a slice, or the slice in a file, lies along an axis as the model sees it: the nearest one there is.
 
-        None where option foreground has cut it away, and with ``member`` where the files are not slices along that
+        None where option foreground has cut it away; with ``member`` -1 where the files are not slices along that
         axis, one each, as of a multi-frame file.
         """
         grid = _grid(source)
         if member and (grid is None or grid.stored_axis(axis) > 0 or not _slice_by_slice(source)):
-            return None
+            return -1
         return number if grid is None else grid.place(axis, number)
 
     def write(
