@@ -10,7 +10,7 @@ from PIL import Image
 
 from maectl import panels
 from maectl.checkpoint import Config
-from maectl.confusion import confusion
+from maectl.confusion import BLUE, confusion
 from maectl.dataset import Batch
 from maectl.recipe import Display
 from maectl.stats import Normalizer
@@ -132,8 +132,8 @@ def test_a_confusion_matrix_is_shaded_by_row(tmp_path: Path, count: int):
         pixels = np.array(image)
     assert max(pixels.shape) < 2000
     colours = {tuple(each) for each in pixels.reshape(-1, 3)}
-    assert tuple(panels.BLUE.astype(int)) in colours or count == 2
-    assert tuple(np.rint(255 + 0.5 * (panels.BLUE - 255)).astype(int)) in colours
+    assert tuple(BLUE.astype(int)) in colours or count == 2
+    assert tuple(np.rint(255 + 0.5 * (BLUE - 255)).astype(int)) in colours
 
 
 def test_counts_are_left_out_where_they_do_not_fit(tmp_path: Path):
