@@ -201,9 +201,9 @@ class Adapter(BaseModel, ABC):
     """Whether file and folder names may identify people: what is exported then gets numbers for names."""
 
     channels: Channels = "auto"
-    """What the model sees. "auto" keeps every source's own channels; after a scan the core picks the
-    commonest channels and makes the adapter again with that count, and from then on `Source.shape`, `read`
-    and `write` speak of the model's channels."""
+    """What the model sees. "auto" keeps every source's own channels; after a scan the core picks the commonest
+    channels and makes the adapter again with what `resolved` makes of them, and from then on `Source.shape`,
+    `read` and `write` speak of the model's channels."""
 
     @classmethod
     def claim(cls, path: str, head: bytes) -> int:
@@ -212,6 +212,15 @@ class Adapter(BaseModel, ABC):
         ``head`` is the file's first 4096 bytes. The core sniffs a sample of a folder to choose an adapter.
         """
         return int(cls.formats.match(path, head))
+
+    @classmethod
+    def resolved(cls, channels: tuple[str, ...]) -> Channels:
+        """What ``channels`` auto becomes, once it is known which channels most images have.
+
+        Their count, where an adapter can bring images of other channels to it; where channels are told by name, as
+        the bands of a scene, their names.
+        """
+        return len(channels)
 
     def suggest(self, facts: Mapping[str, int]) -> str | None:
         """The name of the shipped recipe that fits what a scan found, or None where size alone decides.
@@ -265,8 +274,30 @@ class Adapter(BaseModel, ABC):
         dtype's range and rounded.
         """
 
+    def write_map(
+        self,
+        source: Source,
+        tiles: Iterable[tuple[Window, Values]],
+        path: Path,
+        *,
+        step: tuple[float, ...],
+        channels: tuple[str, ...],
+        dtype: str,
+        scales: tuple[tuple[float, float], ...] | None = None,
+    ) -> Path:
+        """Write a map over a source: a grid coarser by ``step`` along each axis, of ceil(length / step) pixels.
+
+        Optional, for images that are places on the ground: an adapter that overrides it gets its embeddings so, in
+        disjoint tiles, and the map has the source's place. ``dtype`` is float32, float16, int8 or uint8. ``scales``
+        (scale, offset) a channel say what the numbers given stand for: number · scale + offset. NaN, or of int8
+        -128, is where there is nothing. ``path`` has no suffix.
+        """
+        raise DataError(f"the adapter {self.name!r} has no maps")
+
     def sample(self, folder: Path, seed: int) -> None:
         """Write a small labelled example data set for ``maectl demo``: ``folder/<class>/<file>``.
+
+        Where images have label rasters of the same names these lie in ``folder/masks/...``.
 
         Optional: an adapter that does not override it offers no demo.
         """

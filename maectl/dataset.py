@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from maectl.resize import fitted
 from maectl.stats import Normalizer
 from maectl.store import Reader
 from maectl.stream import REDRAW, TRAIN, Stream, generator
-from maectl.windows import Crop, Draws, Span, crop_pixels, draw, place
+from maectl.windows import Crop, Draws, Span, coarser, crop_pixels, draw, place
 
 __all__ = ["Batch", "Loader", "Views", "normalise"]
 
@@ -55,6 +55,24 @@ def normalise(batch: Batch, normalizer: Normalizer, device: torch.device) -> tup
     mean, std = (each.to(device, non_blocking=True).view(*each.shape, *extra) for each in (batch.mean, batch.std))
     valid = None if batch.valid is None else batch.valid.to(device, non_blocking=True)
     return (images - mean) / std, valid
+
+
+class _View(NamedTuple):
+    """A crop as it is read.
+
+    span is the extent it is a cut of (`resize.fitted`), flips are axes to reverse, then it is turned by quarters.
+    """
+
+    row: int
+    pixels: Pixels
+    span: Span
+    flips: Span
+    turns: int
+
+    def turned(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """[..., *S] as it is shown: to turn the output is to turn the input, for the filters are symmetric."""
+        reversed_ = np.flip(values, tuple(axis - self.pixels.values.ndim + 1 for axis in self.flips))
+        return np.rot90(reversed_, self.turns, axes=(-2, -1)) if self.turns else reversed_
 
 
 @dataclass
@@ -114,7 +132,7 @@ class Views:
         ``candidates`` are the rows that may stand in for one that cannot be read.
         """
         count, channels = len(rows), int(self._shapes[0, 0])
-        draws = draw(generated, count, len(self.crop.size), slices=self.slices)
+        draws = self._draw(generated, count)
         noise = torch.from_numpy(generated.random((count, self.patches), dtype=np.float32))
         own = count if self.normalizer.image else 1
         return _Pending(
@@ -132,47 +150,45 @@ class Views:
         """Read, crop and resize some items of a batch into place."""
         images = pending.images.numpy()
         for item in items:
-            row, pixels, span, flips = self._view(pending, item, step, purpose)
-            mean, std = self._constants(row)
-            pixels = fitted(pixels, span, self.crop.size, mean)
-            # reversing the output is reversing the input: the filters are symmetric
-            turn = tuple(slice(None, None, -1 if axis in flips else 1) for axis in range(len(self.crop.size)))
-            images[item] = pixels.values[(slice(None), *turn)]
+            view = self._view(pending, item, step, purpose)
+            mean, std = self._constants(view.row)
+            pixels = fitted(view.pixels, view.span, self.crop.size, mean)
+            images[item] = view.turned(pixels.values)
             if pixels.valid is not None:
-                pending.valid[item] = pixels.valid[turn]
+                pending.valid[item] = view.turned(pixels.valid)
             if self.normalizer.image:
                 pending.mean[item], pending.std[item] = torch.from_numpy(mean), torch.from_numpy(std)
-            pending.rows[item] = row
+            pending.rows[item] = view.row
 
-    def _view(self, pending: "_Pending", item: int, step: int, purpose: int) -> tuple[int, Pixels, Span, Span]:
-        """The row and crop of one item, its span and the axes to reverse.
-
-        Drawn again while invalid or flat pixels prevail or a source is unreadable.
-        """
+    def _view(self, pending: "_Pending", item: int, step: int, purpose: int) -> _View:
+        """The crop of one item, drawn again while invalid or flat pixels prevail or a source is unreadable."""
         row, best = int(pending.rows[item]), -1.0
         draws, at = pending.draws, item
-        found: tuple[int, Pixels, Span, Span] | None = None
+        found: _View | None = None
         for attempt in range(REDRAWS):
             if attempt:
                 again = generator(self.seed, step, REDRAW + purpose, item, attempt)
-                draws, at = draw(again, 1, len(self.crop.size), slices=self.slices), 0
+                draws, at = self._draw(again, 1), 0
             try:
-                pixels, span, flips = self._read(row, draws, at)
+                view = self._read(row, draws, at)
             except Unreadable as error:
                 self._bury(row, str(error))
                 other = generator(self.seed, step, REDRAW + purpose, item, REDRAWS + attempt)
                 row = int(other.choice(pending.candidates))
                 continue
-            worth = self._worth(pixels, row)
+            worth = self._worth(view.pixels, row)
             if worth > best:
-                found, best = (row, pixels, span, flips), worth
+                found, best = view, worth
             if worth >= ENOUGH:
                 break
         if found is None:
             raise TrainingError(f"{REDRAWS} sources in a row cannot be read: is the folder still there?")
         return found
 
-    def _read(self, row: int, draws: Draws, item: int) -> tuple[Pixels, Span, Span]:
+    def _draw(self, generated: np.random.Generator, count: int) -> Draws:
+        return draw(generated, count, len(self.crop.size), slices=self.slices, rotate=self.crop.rotate)
+
+    def _read(self, row: int, draws: Draws, item: int) -> _View:
         if row in self._dead:
             raise Unreadable("known to be unreadable")
         crop, axis, extent = self.crop, int(self._along[row]), self._shapes[row, 1:]
@@ -180,8 +196,11 @@ class Views:
             crop = replace(crop, window=self._window(self.reader.index[row].spacing, axis))
         self._constants(row)  # looked up again once it is known that the row can be read
         window, span, flips = place(crop, draws, item, rest(extent, axis))
-        window = slab(axis, int(draws.depths[item] * extent[axis]), window)
-        return flat(self.reader.read(row, window), axis), span, flips
+        size = self.crop.size if axis < 0 else None
+        pixels = self.reader.read(row, slab(axis, int(draws.depths[item] * extent[axis]), window), size)
+        pixels = flat(pixels, axis)
+        span = coarser(span, window, pixels.values.shape[1:])
+        return _View(row, pixels, span, flips, int(4 * draws.turns[item]))
 
     def _worth(self, pixels: Pixels, row: int) -> float:
         """2 for a crop with enough that is valid and enough contrast, else less: the better one has more."""
@@ -208,9 +227,9 @@ class Views:
     def _constants(self, row: int) -> tuple[Floats, Floats]:
         """Mean and deviation [C] that normalise a source."""
         if not self.normalizer.image:
-            return self.normalizer.constants(lambda: self.reader.read(row))
+            return self.normalizer.constants(lambda: self.reader.sample(row))
         if row not in self._moments:
-            self._moments[row] = self.normalizer.constants(lambda: self.reader.read(row))
+            self._moments[row] = self.normalizer.constants(lambda: self.reader.sample(row))
         return self._moments[row]
 
 

@@ -26,14 +26,14 @@ from maectl.mae import MaskedAutoencoder
 from maectl.planes import along, flat, rest, slab
 from maectl.resize import fitted, resize
 from maectl.store import Reader, in_order
-from maectl.windows import Span, cover, crop_pixels
+from maectl.windows import Span, coarser, cover, crop_pixels
 
 __all__ = ["Features", "Members", "Whole", "central", "extract", "features", "image_statistics", "looks", "thumbnails"]
 
 BATCH = 128
 SLICES = 32  # of a volume that are looked at, evenly spread
 CROPS = 4  # windows an axis that are looked at
-WHOLE = 1 << 30  # pixels up to which a source looked at several times is decoded whole, once
+WHOLE = 1 << 30  # values up to which a source looked at several times is decoded whole, once
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Advance = Callable[[int, int | None], None]
@@ -144,13 +144,17 @@ def _views(reader: Reader, config: Config, rows: Ints, places: Ints, members: Se
     count = sum(len(windows) for _, _, windows in wanted)
     whole: Pixels | None = None
     try:
-        if config.normalizer.image or (count > 1 and np.prod(source.shape) <= WHOLE):
+        if not reader.huge(row) and (config.normalizer.image or (count > 1 and np.prod(source.shape) <= WHOLE)):
             whole = reader.read(row)
-        mean, std = config.normalizer.constants(lambda: reader.read(row) if whole is None else whole)
+        mean, std = config.normalizer.constants(lambda: reader.sample(row) if whole is None else whole)
         views = []
         for member, axis, windows in wanted:
             for window, span in windows:
-                cut = flat(reader.read(row, window) if whole is None else _cut(whole, window), axis)
+                if whole is None:
+                    cut = flat(reader.read(row, window, size if axis < 0 else None), axis)
+                    span = coarser(span, window, cut.values.shape[1:])
+                else:
+                    cut = flat(_cut(whole, window), axis)
                 views.append(_View(member, fitted(cut, span, size, mean), mean, std))
     except Unreadable as error:
         return str(error)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maectl.adapter import Pixels
-from maectl.tiling import Layout, Mask, back, places, spread
+from maectl.tiling import Layout, Mask
 
 __all__ = ["MEANS", "compared", "fidelity", "joined", "mean", "nearest_visible", "patch_means"]
 
@@ -53,14 +53,19 @@ def _told(errors: dict[str, float], pixels: int, peak: float) -> dict[str, Any]:
 
 
 def patch_means(
-    values: npt.NDArray[Any], at: Bools, cells: tuple[int, ...], constants: Constants | None = None
+    values: npt.NDArray[Any],
+    at: Bools,
+    patches: Sequence[npt.NDArray[np.int64]],
+    cells: tuple[int, ...],
+    constants: Constants | None = None,
 ) -> Floats:
     """[C, M] each pixel of ``at`` predicted by the mean of those pixels of its patch, channel by channel.
 
+    ``patches`` say along each axis which of ``cells`` patches a pixel lies in (`tiling.places`).
     With ``constants``, mean and deviation [C], by one mean of all channels, each normalised with them: what a
     model that normalises its target (``norm_pix_loss``) is told of a patch. `baselines.patch_mean` does alike.
     """
-    patch = np.ravel_multi_index(np.ix_(*places(at.shape, cells)), cells)[at]  # [M]
+    patch = np.ravel_multi_index(np.ix_(*patches), cells)[at]  # [M]
     count = np.maximum(np.bincount(patch), 1)
     inside = values[:, at].astype(np.float64)
     mean, std = (np.zeros(len(values)), np.ones(len(values))) if constants is None else constants
@@ -71,24 +76,21 @@ def patch_means(
     return (means * std[:, None] + mean[:, None]).astype(np.float32)
 
 
-def nearest_visible(seen: Pixels, plan: Layout, chosen: Sequence[Mask], extent: tuple[int, ...]) -> Floats:
-    """[C, *S] every pixel of a removed patch predicted by the visible patch nearest on the lattice.
+def nearest_visible(seen: Pixels, plan: Layout, chosen: Sequence[Mask]) -> Floats:
+    """[C, *size] every pixel of a removed patch predicted by the visible patch nearest on the lattice, else 0.
 
-    ``seen`` is the image at the model's scale, and what is copied comes back from there as predictions do.
-    With several masks a patch is copied to where its prediction is used; invalid pixels count as the
-    channel's mean.
+    ``seen`` is the image at the model's scale, [C, *size], and so is the prediction. With several masks a patch is
+    copied to where its prediction is used; invalid pixels count as the channel's mean.
     """
     from scipy import ndimage  # half a second of imports
 
     patches = _split(seen.values.astype(np.float32), plan)
     copied = np.zeros_like(patches)
-    everywhere = np.zeros(plan.cells, np.bool_)
     for mask in chosen:
-        removed, used = spread(mask.removed, plan.cells), spread(mask.used, plan.cells)
+        removed, used = plan.spread(mask.removed), plan.spread(mask.used)
         nearest = ndimage.distance_transform_edt(removed, return_distances=False, return_indices=True)
         copied[used] = patches[tuple(nearest[:, used])]
-        everywhere |= used
-    return back(_joined(copied, plan), everywhere, plan.patch, extent)[0]
+    return _joined(copied, plan)
 
 
 def _split(values: Floats, plan: Layout) -> Floats:

@@ -33,9 +33,10 @@ def inspect(folders: Sequence[str], *, adapter: str | None, workers: int) -> dic
     with tempfile.TemporaryDirectory(prefix="maectl-") as work:
         chosen, found = scan_with_recipe(folders, None, adapter, (), Path(work), workers)
         index: Index = found.index
-        rows = _spread(index)
+        reader = Reader(index, found.adapter)
+        rows = _spread(reader)
         undecodable: list[tuple[int, str]] = []
-        pixels = _sampled(Reader(index, found.adapter), rows, workers, undecodable)
+        pixels = _sampled(reader, rows, workers, undecodable)
         first = next(pixels, None)
         statistics = None if first is None else gather(chain((first,), pixels))
         copies = _duplicates(index)
@@ -106,7 +107,7 @@ def _sampled(reader: Reader, rows: Any, workers: int, undecodable: list[tuple[in
 
     def read(row: int) -> Pixels | tuple[int, str]:
         try:
-            return reader.read(int(row))
+            return reader.sample(int(row))
         except Unreadable as error:
             return int(row), str(error)
 
@@ -119,11 +120,11 @@ def _sampled(reader: Reader, rows: Any, workers: int, undecodable: list[tuple[in
                 undecodable.append(each)
 
 
-def _spread(index: Index) -> Any:
+def _spread(reader: Reader) -> Any:
     """Rows spread over the index: at most 256, and a thousand million pixels of them."""
-    pixels = index.shapes[:, 1:].prod(axis=1, dtype=np.int64)
+    pixels = reader.sampled()
     count = int(np.clip(READ // max(1, int(np.median(pixels))), 4, SAMPLED))
-    return np.linspace(0, len(index) - 1, min(count, len(index))).astype(int)
+    return np.linspace(0, len(pixels) - 1, min(count, len(pixels))).astype(int)
 
 
 def _shares(index: Index, word: Any) -> dict[str, int]:

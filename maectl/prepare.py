@@ -146,12 +146,12 @@ def statistics(reader: Reader, chosen: Recipe, workers: int) -> Statistics:
 
     def read(row: int) -> Any:
         try:
-            return reader.read(int(row))
+            return reader.sample(int(row))
         except Unreadable:  # not verified yet: training quarantines it
             return None
 
     workers = bounded(reader.index, workers)
-    rows = sample_rows(reader.index.shapes[:, 1:].prod(axis=1, dtype=np.int64), chosen.train.seed)
+    rows = sample_rows(reader.sampled(), chosen.train.seed)
     return gather((each for each in in_order(read, rows, workers) if each is not None), chosen.data.clip)
 
 
@@ -260,7 +260,8 @@ def _verify(index: Index, adapter: Adapter, chosen: Recipe, views: float, worker
 
     def reason(row: np.int64) -> tuple[int, str] | None:
         try:
-            reader.read(int(row))
+            for band in reader.bands(int(row)):
+                reader.read(int(row), band)
         except Unreadable as error:
             return int(row), str(error)
         return None

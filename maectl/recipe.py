@@ -45,6 +45,12 @@ def _single(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+def _texts(value: object) -> object:
+    """[4, 3, 2] are names of channels, too."""
+    whole = isinstance(value, list | tuple) and all(type(each) in (int, str) for each in value)
+    return tuple(map(str, value)) if whole else value  # type: ignore[call-overload]
+
+
 def _off(value: object) -> object:
     """YAML 1.1 reads a bare off as false."""
     return "off" if value is False else value
@@ -91,7 +97,7 @@ class DataRecipe(Section):
 
     adapter: str | None = None  # None: chosen by looking at the files
     options: dict[str, Any] = {}  # the adapter's own
-    channels: Channels = "auto"  # auto (what most images have), a count, or names
+    channels: Annotated[Channels, BeforeValidator(_texts)] = "auto"  # auto (what most images have), a count, or names
     normalize: Literal["dataset", "image", "foreground", "percentiles"] | MeanStd = "dataset"
     clip: tuple[float, float] | None = None  # in the images' unit, before statistics
     include: Globs = ()  # globs on the path below the folder
@@ -102,6 +108,7 @@ class DataRecipe(Section):
     crop_scale: tuple[Share, Share] = (0.2, 1.0)  # share of the image's (or window's) area
     crop_ratio: tuple[Above0, Above0] = (3 / 4, 4 / 3)  # width over height
     flip: Annotated[tuple[Literal["horizontal", "vertical", "depth"], ...], BeforeValidator(_single)] = ("horizontal",)
+    rotate: bool = False  # by quarter turns, each as likely: with flips all eight ways a square can lie
     min_valid: Fraction = 0.5  # a crop with fewer valid pixels is drawn again, up to ten times
     min_contrast: Fraction = 0.0  # so is one whose deviation is a smaller share of the one it is normalised with
     display: Display = Display()
@@ -192,9 +199,12 @@ class Recipe(Section):
     train: TrainRecipe = TrainRecipe()
 
     @model_validator(mode="after")
-    def _flips(self) -> "Recipe":
-        if "depth" in self.data.flip and len(self.model.image_size) == 2:
+    def _turns(self) -> "Recipe":
+        size = self.model.image_size
+        if "depth" in self.data.flip and len(size) == 2:
             raise ValueError("data.flip depth: a 2-D model sees no depth; leave it out")
+        if self.data.rotate and not isinstance(size, str) and (len(size) != 2 or size[0] != size[1]):
+            raise ValueError(f"data.rotate turns square images, model.image_size is {list(size)}; leave it out")
         return self
 
     def updated(self, changes: Mapping[str, Mapping[str, Any]]) -> "Recipe":

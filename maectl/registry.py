@@ -101,7 +101,7 @@ def choose(folders: Sequence[str | Path], seed: int = 0) -> Choice:
     claimed = dict.fromkeys(adapters, 0)
     for path in sniffed:
         head = _head(path)
-        claims = {name: adapter.claim(path.name, head) for name, adapter in adapters.items()}
+        claims = {name: adapter.claim(str(path), head) for name, adapter in adapters.items()}
         best = max(claims, key=lambda name: claims[name], default=None)
         if best is not None and claims[best]:
             claimed[best] += 1

@@ -12,8 +12,10 @@ C channels, S the image's spatial shape.
 """
 
 import json
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,14 @@ from maectl.adapter import Adapter, Pixels, Source, Values, Window
 from maectl.checkpoint import Config
 from maectl.errors import RunError, Unreadable, UsageError
 from maectl.fidelity import compared, fidelity, joined, nearest_visible, patch_means
+from maectl.lattice import Lattice
 from maectl.mae import MaskedAutoencoder
+from maectl.mosaic import Done, Overview, parts
 from maectl.planes import along, rest
 from maectl.resize import pad, resize
+from maectl.store import huge, sample
 from maectl.stream import RECONSTRUCT, generator
-from maectl.tiling import Layout, back, inpaint, layout, masks, places, spread
+from maectl.tiling import Layout, back, inpaint, layout, masks, places
 from maectl.windows import crop_pixels, room
 
 __all__ = ["Job", "restore"]
@@ -60,63 +65,98 @@ class Job:
     device: torch.device
 
 
-@dataclass(frozen=True)
-class _Done:
-    """One image, reconstructed.
-
-    values     [C, *S] the image's own
-    valid      bool [*S] or None
-    predicted  float32 [C, *S] predictions in the image's unit, 0 where there is none
-    where      bool [*S] where a prediction is used
-    removed    bool [*S] what the first mask removed
-    """
-
-    values: npt.NDArray[Any]
-    valid: Bools | None
-    predicted: Floats
-    where: Bools
-    removed: Bools
-
-    @property
-    def measured(self) -> Bools:
-        """Where errors count, bool [*S]."""
-        return self.where if self.valid is None else self.where & self.valid
-
-    @property
-    def pasted(self) -> npt.NDArray[Any]:
-        """The image's own pixels with the predictions in place of what was removed."""
-        return np.where(self.where, self.predicted, self.values)
-
-
 def restore(job: Job, name: str, source: Source, place: int, path: Path) -> dict[str, Any]:
     """Reconstruct, write and measure one image. Raises Unreadable."""
     axis = _check(source, job.config)
+    if axis < 0 and job.config.crop != "image" and len(source.shape) == 3:
+        return _in_parts(job, name, source, place, path)
+    if huge(source.shape, source.dtype):
+        raise Unreadable(
+            f"{'x'.join(map(str, source.shape[1:]))} pixels are too many for a model that was trained on whole images: "
+            "train with a window (data.crop=224px, say)"
+        )
     pixels = job.adapter.read(source)
     sight = _sight(source, pixels, job.config, axis)
     done, measured = _whole(job, pixels, sight, place)
-    if not measured:
-        raise Unreadable("no valid pixel lies in the patches removed (--cover removes every one)")
-    entry = {
-        "source": name,
-        "outputs": [],
-        **joined(measured, sight.peak),
-        "mask_ratio": job.mask_ratio,
+    entry = _entry(job, name, source, measured, sight.peak) | {
         "masks": len(masks(sight.plan.grid, job.mask_ratio, job.cover, generator(job.seed, place, RECONSTRUCT))),
         "tiles": len(sight.plan.tiles),
         "seen_size": list(sight.plan.size),
         "slices": None if axis < 0 else source.axes[axis],
+    }
+    written = None
+    if job.format != "png":
+        written = job.adapter.write(source, _tiles(done.pasted), path.with_name(f"{path.name}-reconstruction"))
+    return _shown(job, source, done, entry, path, written)
+
+
+def _in_parts(job: Job, name: str, source: Source, place: int, path: Path) -> dict[str, Any]:
+    """`restore` of an image of any size, for a model that was trained on windows of a fixed one."""
+    lattice = _lattice(source, job.config)
+    chosen = masks(lattice.grid, job.mask_ratio, job.cover, generator(job.seed, place, RECONSTRUCT))
+    read = partial(job.adapter.read, source)
+    looked_at = cache(lambda: sample(read, source.shape, source.dtype))
+    constants = job.config.normalizer.constants(looked_at)
+    peak = _peak(source, looked_at, job.config)
+    overview, measured = Overview(source.shape[1:]), []
+
+    def tiles() -> Iterator[tuple[Window, Values]]:
+        every = parts(
+            read, lattice, job.model, chosen, job.mask_ratio, job.config.normalizer, constants, peak, job.device
+        )
+        for window, done, how_well in every:
+            overview.add(window, done)
+            measured.extend([how_well] if how_well else [])
+            yield window, done.pasted
+
+    written = None
+    if job.format == "png":
+        deque(tiles(), maxlen=0)
+    else:
+        written = job.adapter.write(source, tiles(), path.with_name(f"{path.name}-reconstruction"))
+    try:
+        entry = _entry(job, name, source, measured, peak)
+    except Unreadable:
+        if written is not None:
+            written.unlink()
+        raise
+    every = lattice.part(tuple(slice(0, side) for side in lattice.cells)).plan
+    entry |= {"masks": len(chosen), "tiles": len(every.tiles), "seen_size": list(every.size), "slices": None}
+    return _shown(job, source, overview.done, entry, path, written)
+
+
+def _lattice(source: Source, config: Config) -> Lattice:
+    try:
+        return Lattice.of(source, config)
+    except UsageError as error:
+        raise Unreadable(str(error)) from None
+
+
+def _entry(job: Job, name: str, source: Source, measured: list[dict[str, Any]], peak: float) -> dict[str, Any]:
+    """What is told of one image. Raises Unreadable where nothing could be measured."""
+    if not measured:
+        raise Unreadable("no valid pixel lies in the patches removed (--cover removes every one)")
+    return {
+        "source": name,
+        "outputs": [],
+        **joined(measured, peak),
+        "mask_ratio": job.mask_ratio,
         "clip": None if job.config.normalizer.clip is None else [side[0] for side in job.config.normalizer.clip],
         "unit": source.unit,
         "patch_statistics": "original" if job.config.model["norm_pix_loss"] else "predicted",
     }
+
+
+def _shown(
+    job: Job, source: Source, done: Done, entry: dict[str, Any], path: Path, written: Path | None
+) -> dict[str, Any]:
+    """The entry, with the files written: the picture, where one is asked for, and the image."""
     if job.format != "native":
         picture = path.with_name(f"{path.name}-panels.png")
         entry["outputs"].append(str(picture))
         title = path.name if job.adapter.private else Path(source.paths[0]).name
         _picture(job, done, entry, f"{title}: {compared(entry)}", source.spacing, picture)
-    if job.format != "png":
-        tiles = _tiles(done.pasted)
-        written = job.adapter.write(source, tiles, path.with_name(f"{path.name}-reconstruction"))
+    if written is not None:
         entry["outputs"].append(str(written))
     return entry
 
@@ -160,10 +200,10 @@ def _sight(source: Source, pixels: Pixels, config: Config, axis: int) -> _Sight:
     if prod(span) > max(LARGEST, 8 * prod(extent)):
         raise Unreadable(f"its pixels are far smaller than the model's: data.crop {config.crop} is {span} of them")
     constants = config.normalizer.constants(lambda: pixels)
-    return _Sight(axis, layout(span, size, patch, window), span, constants, _peak(source, pixels, config))
+    return _Sight(axis, layout(span, size, patch, window), span, constants, _peak(source, lambda: pixels, config))
 
 
-def _whole(job: Job, pixels: Pixels, sight: _Sight, place: int) -> tuple[_Done, list[dict[str, Any]]]:
+def _whole(job: Job, pixels: Pixels, sight: _Sight, place: int) -> tuple[Done, list[dict[str, Any]]]:
     """The image reconstructed, slice by slice where the model sees slices, and how well each came out."""
     if sight.axis < 0:
         done, measured = _reconstructed(job, pixels, sight, generator(job.seed, place, RECONSTRUCT))
@@ -177,7 +217,7 @@ def _whole(job: Job, pixels: Pixels, sight: _Sight, place: int) -> tuple[_Done, 
         at = (slice(None),) * sight.axis + (number,)
         predicted[(slice(None), *at)], where[at], removed[at] = part.predicted, part.where, part.removed
         every += [measured] if measured else []
-    return _Done(pixels.values, pixels.valid, predicted, where, removed), every
+    return Done(pixels.values, pixels.valid, predicted, where, removed), every
 
 
 def _planes(pixels: Pixels, axis: int) -> Iterator[Pixels]:
@@ -186,9 +226,7 @@ def _planes(pixels: Pixels, axis: int) -> Iterator[Pixels]:
         yield Pixels(pixels.values[(slice(None), *at)], None if pixels.valid is None else pixels.valid[at])
 
 
-def _reconstructed(
-    job: Job, pixels: Pixels, sight: _Sight, chance: np.random.Generator
-) -> tuple[_Done, dict[str, Any]]:
+def _reconstructed(job: Job, pixels: Pixels, sight: _Sight, chance: np.random.Generator) -> tuple[Done, dict[str, Any]]:
     """What the model sees at once, reconstructed; and its `fidelity`, nothing where no valid pixel is predicted."""
     plan, constants = sight.plan, sight.constants
     chosen = masks(plan.grid, job.mask_ratio, job.cover, chance)
@@ -199,16 +237,17 @@ def _reconstructed(
     seen = resize(padded, plan.size, constants[0])
     tensors = torch.from_numpy(constants[0]).float()[None], torch.from_numpy(constants[1]).float()[None]
     canvas = inpaint(job.model, seen, plan, chosen, job.mask_ratio, job.config.normalizer, tensors, job.device)
-    used = spread(np.any([mask.used for mask in chosen], axis=0), plan.cells)
+    used = plan.spread(np.any([mask.used for mask in chosen], axis=0))
     predicted, where = back(canvas, used, plan.patch, sight.span)
-    removed = spread(chosen[0].removed, plan.cells)[np.ix_(*places(sight.span, plan.cells))]
+    removed = plan.spread(chosen[0].removed)[np.ix_(*places(sight.span, plan.cells))]
     means = np.zeros(padded.values.shape, np.float32)
     at = where if padded.valid is None else where & padded.valid
-    means[:, at] = patch_means(padded.values, at, plan.cells, constants if job.config.model["norm_pix_loss"] else None)
-    done = _Done(pixels.values, pixels.valid, predicted[(slice(None), *inner)], where[inner], removed[inner])
+    told = constants if job.config.model["norm_pix_loss"] else None
+    means[:, at] = patch_means(padded.values, at, places(sight.span, plan.cells), plan.cells, told)
+    done = Done(pixels.values, pixels.valid, predicted[(slice(None), *inner)], where[inner], removed[inner])
     if not done.measured.any():
         return done, {}
-    nearest = nearest_visible(seen, plan, chosen, sight.span)
+    nearest, _ = back(nearest_visible(seen, plan, chosen), used, plan.patch, sight.span)
     rivals = {
         name: each[(slice(None), *inner)][:, done.measured]
         for name, each in (("patch_mean", means), ("nearest_visible", nearest))
@@ -216,7 +255,7 @@ def _reconstructed(
     return done, fidelity(done.values, done.predicted, done.measured, sight.peak, rivals)
 
 
-def _peak(source: Source, pixels: Pixels, config: Config) -> float:
+def _peak(source: Source, looked_at: Callable[[], Pixels], config: Config) -> float:
     """255 for 8-bit images, else the range from the 0.1 to the 99.9 % percentile of the run's data set.
 
     Where each image is normalised by itself their values have no common scale: then that of its own valid pixels.
@@ -224,6 +263,7 @@ def _peak(source: Source, pixels: Pixels, config: Config) -> float:
     if source.dtype == "uint8":
         return 255.0
     if config.normalizer.image:
+        pixels = looked_at()
         inside = pixels.values if pixels.valid is None else pixels.values[:, pixels.valid]
         low, high = np.percentile(inside, (0.1, 99.9)) if inside.size else (0.0, 0.0)
         return float(high - low)
@@ -231,7 +271,7 @@ def _peak(source: Source, pixels: Pixels, config: Config) -> float:
 
 
 def _picture(
-    job: Job, done: _Done, entry: dict[str, Any], note: str, spacing: tuple[float, ...] | None, path: Path
+    job: Job, done: Done, entry: dict[str, Any], note: str, spacing: tuple[float, ...] | None, path: Path
 ) -> None:
     """original | masked | reconstruction | visible patches pasted | error, as one PNG."""
     config, peak, count = job.config, entry["psnr_peak"], entry["masks"]

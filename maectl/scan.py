@@ -69,8 +69,8 @@ def scan(
     notes: list[str] = []
     if recipe.channels == "auto" and len(found.columns):
         counts = found.columns.channels()
-        count, names = max(counts, key=lambda each: (counts[each], each[0]))
-        adapter = made(kind, recipe, count)
+        _, names = max(counts, key=lambda each: (counts[each], each[0]))
+        adapter = made(kind, recipe, kind.resolved(names))
         if len(counts) > 1:  # the rest is converted: only the adapter can say how, and what it refuses
             notes.append(_conversion(counts, names))
             found = _scanned(adapter, folders, recipe, workers, progress, mixed)

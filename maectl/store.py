@@ -13,14 +13,17 @@ a pixel behind them.
 import hashlib
 import os
 import shutil
+import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
+from math import prod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,14 +32,21 @@ import pyarrow as pa
 from maectl.adapter import Adapter, Pixels, Source, Window
 from maectl.errors import DataError, Unreadable
 from maectl.index import Index
+from maectl.stream import LOOK, generator
 
-__all__ = ["Reader", "Store", "bounded", "build", "default_folder", "in_order", "raw_bytes"]
+__all__ = ["Reader", "Store", "bounded", "build", "default_folder", "huge", "in_order", "raw_bytes", "sample"]
 
 VERSION = 2
 ENDS = 4096  # bytes hashed at each end of a file
 SHARD = 1 << 30  # bytes of pixels after which a new shard begins
 RESERVE = 1 << 30  # bytes always left free on the disk
 UNDER_WAY = 8 << 30  # bytes of whole sources in memory at once
+HUGE = 1 << 29  # bytes above which an image is not decoded whole, but band by band
+BAND = 1 << 27  # bytes a band
+BLOCK = 512  # rows: bands are whole multiples, so that a block of a raster is decoded once
+LOOKED_AT = 32  # windows of 512 x 512 that stand for a huge image in statistics
+SPOOLED = 1 << 26  # bytes of validity kept in memory while a source is written
+COARSE = 1 << 24  # pixels of a window above which fewer are asked for, where fewer are used
 STALE = 86_400  # seconds after which an unfinished shard is taken for a killed build's
 SCHEMA = pa.schema(
     [("key", pa.binary(16)), ("offset", pa.int64()), ("valid_offset", pa.int64())]  # valid_offset -1: all valid
@@ -78,15 +88,18 @@ class Store:
         """Rows that have no entry."""
         return np.flatnonzero(self._places[:, 0] < 0)
 
-    def read(self, row: int, window: Window | None = None) -> Pixels:
-        """A window of a source, [C, *S], as views of the map."""
+    def read(self, row: int, window: Window | None = None, shape: tuple[int, ...] | None = None) -> Pixels:
+        """A window of a source, [C, *S], as views of the map; with ``shape`` every n-th pixel, not fewer than that."""
         shard, offset, valid_offset = (int(value) for value in self._places[row])
         channels, *extent = (int(side) for side in self._shapes[row])
         dtype = self._index.dtype(row)
         pixels = int(np.prod(extent))
         raw = self._shards[shard]
         values = raw[offset : offset + pixels * channels * dtype.itemsize].view(dtype).reshape(*extent, channels)
-        window = window or tuple(slice(None) for _ in extent)
+        window = window or tuple(slice(0, side) for side in extent)
+        if shape is not None:
+            steps = (max(1, (side.stop - side.start) // least) for side, least in zip(window, shape, strict=True))
+            window = tuple(slice(side.start, side.stop, step) for side, step in zip(window, steps, strict=True))
         valid = None
         if valid_offset >= 0:
             valid = raw[valid_offset : valid_offset + pixels].view(np.bool_).reshape(extent)[window]
@@ -114,19 +127,77 @@ class Reader:
     adapter: Adapter
     store: Store | None = None
 
-    def read(self, row: int, window: Window | None = None) -> Pixels:
-        """``values`` [C, *S] and ``valid`` [*S] or None. Raises Unreadable."""
+    def read(self, row: int, window: Window | None = None, size: tuple[int, ...] | None = None) -> Pixels:
+        """``values`` [C, *S] and ``valid`` [*S] or None. Raises Unreadable.
+
+        ``size`` is what the pixels will be resized to. A window of more than 16 million pixels may then have fewer,
+        but at least twice that along each axis: what an overview holds, or a store's every n-th.
+        """
+        shape = None if size is None or window is None else _fewer(window, size)
         if self.store is not None and row in self.store:
-            return self.store.read(row, window)
+            return self.store.read(row, window, shape)
         source = self.index[row]
         try:
-            pixels = self.adapter.read(source, window)
+            pixels = self.adapter.read(source, window, shape)
         except OSError as error:  # gone, moved or forbidden since the scan
             raise Unreadable(f"{type(error).__name__}: {error.strerror or error}") from error
         shape, dtype = pixels.values.shape, str(pixels.values.dtype)
         if dtype != source.dtype or (window is None and shape != source.shape):
             raise Unreadable(f"the header told of {source.dtype} {source.shape}, the pixels are {dtype} {shape}")
         return pixels
+
+    def huge(self, row: int) -> bool:
+        """Whether a source is an image too large to be decoded whole."""
+        return huge(self.index.shapes[row].tolist(), self.index.dtype(row))
+
+    def bands(self, row: int) -> list[Window]:
+        """Windows that cover a source, one unless it is huge: whole rows, top to bottom."""
+        channels, *extent = (int(side) for side in self.index.shapes[row])
+        rest = tuple(slice(0, side) for side in extent[1:])
+        rows = extent[0]
+        if self.huge(row):
+            rows = BAND // (channels * extent[1] * self.index.dtype(row).itemsize)
+            rows = max(1, rows // BLOCK * BLOCK or rows)
+        return [(slice(first, min(first + rows, extent[0])), *rest) for first in range(0, extent[0], rows)]
+
+    def sample(self, row: int) -> Pixels:
+        """A source's pixels for statistics: all, or of a huge one 32 windows below one another, always the same."""
+        return sample(partial(self.read, row), self.index.shapes[row].tolist(), self.index.dtype(row))
+
+    def sampled(self) -> npt.NDArray[np.int64]:
+        """[N] how many pixels `sample` gives of each source."""
+        sizes: npt.NDArray[np.int64] = self.index.shapes[:, 1:].prod(axis=1, dtype=np.int64)
+        images = self.index.shapes.shape[1] == 3
+        return np.where(images & (sizes > LOOKED_AT * BLOCK**2), LOOKED_AT * BLOCK**2, sizes)
+
+
+def huge(shape: Sequence[int], dtype: npt.DTypeLike) -> bool:
+    """Whether [C, *S] is an image too large to be decoded whole. Volumes never are: few formats have windows."""
+    return len(shape) == 3 and prod(shape) * np.dtype(dtype).itemsize > HUGE
+
+
+def sample(read: Callable[[Window | None], Pixels], shape: Sequence[int], dtype: npt.DTypeLike) -> Pixels:
+    """Pixels that stand for an image [C, *S]: all, or of a huge one 32 windows, which its size decides."""
+    if not huge(shape, dtype):
+        return read(None)
+    extent, chance = shape[1:], generator(0, prod(shape), LOOK)
+    sides = [min(BLOCK, side) for side in extent]
+    parts = []
+    for _ in range(LOOKED_AT):
+        corner = [int(chance.integers(0, -(-e // s))) * s for e, s in zip(extent, sides, strict=True)]
+        starts = [min(start, e - s) for start, e, s in zip(corner, extent, sides, strict=True)]
+        parts.append(read(tuple(slice(a, a + s) for a, s in zip(starts, sides, strict=True))))
+    valid = None
+    if any(part.valid is not None for part in parts):
+        valid = np.concatenate([np.ones(sides, np.bool_) if part.valid is None else part.valid for part in parts])
+    return Pixels(np.concatenate([part.values for part in parts], axis=1), valid)
+
+
+def _fewer(window: Window, size: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The fewest pixels a window may be read with to become ``size``; None where it is to be read as it is."""
+    sides = [side.stop - side.start for side in window]
+    least = tuple(min(side, 2 * wanted) for side, wanted in zip(sides, size, strict=True))
+    return least if prod(sides) > COARSE and prod(least) * 4 <= prod(sides) else None
 
 
 def default_folder(run: Path) -> Path:
@@ -143,6 +214,8 @@ def raw_bytes(index: Index, rows: npt.NDArray[np.int64] | None = None) -> int:
 def bounded(index: Index, workers: int) -> int:
     """So many threads (0: one a core), or fewer where sources are so large that as many would not fit in memory."""
     largest = int((index.shapes.prod(axis=1, dtype=np.int64) * index.itemsizes).max())
+    if index.shapes.shape[1] == 3:  # images: a huge one is read band by band, or a sample of it
+        largest = min(largest, HUGE)
     return max(1, min(workers or os.cpu_count() or 1, UNDER_WAY // (2 * largest)))
 
 
@@ -182,11 +255,13 @@ def _built(
     reader, workers = Reader(index, adapter), bounded(index, workers)
     writer = _Writer(folder)
     try:
-        for done, (row, pixels) in enumerate(in_order(lambda row: (row, _decoded(reader, row)), wanted, workers), 1):
-            if isinstance(pixels, str):
-                unreadable.append((row, pixels))
-            else:
-                writer.add(bytes(keys[row]), pixels)
+        huge = np.array([reader.huge(row) for row in wanted])
+        decoded = in_order(lambda row: (row, _decoded(reader, row)), wanted[~huge], workers)
+        parted = ((row, in_order(partial(reader.read, row), reader.bands(row), workers)) for row in wanted[huge])
+        for done, (row, parts) in enumerate(chain(decoded, parted), 1):
+            reason = parts if isinstance(parts, str) else writer.add(bytes(keys[row]), parts)
+            if reason is not None:
+                unreadable.append((int(row), reason))
             progress(done, len(wanted))
         writer.finish()
     finally:
@@ -207,9 +282,9 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
             yield waiting.pop(0).result()
 
 
-def _decoded(reader: Reader, row: int) -> Pixels | str:
+def _decoded(reader: Reader, row: int) -> list[Pixels] | str:
     try:
-        return reader.read(row)
+        return [reader.read(row)]
     except Unreadable as error:
         return str(error)
 
@@ -226,19 +301,38 @@ class _Writer:
         self.file = self.path.open("wb")
         self.entries: list[tuple[bytes, int, int]] = []
 
-    def add(self, key: bytes, pixels: Pixels) -> None:
-        offset = self._append(np.ascontiguousarray(np.moveaxis(pixels.values, 0, -1)))
-        valid_offset = -1 if pixels.valid is None else self._append(np.ascontiguousarray(pixels.valid))
+    def add(self, key: bytes, parts: Iterable[Pixels]) -> str | None:
+        """Append a source, in one part or in bands of its rows; why it cannot be read, or None."""
+        offset = self._aligned()
+        valid_offset, ones = -1, 0
+        with tempfile.SpooledTemporaryFile(SPOOLED, dir=str(self.folder)) as validity:  # it comes behind the values
+            try:
+                for pixels in parts:
+                    self.file.write(np.ascontiguousarray(np.moveaxis(pixels.values, 0, -1)).data)
+                    if pixels.valid is None:
+                        ones += pixels.values[0].size
+                        continue
+                    validity.write(b"\1" * ones + np.ascontiguousarray(pixels.valid).tobytes())
+                    ones = 0
+            except Unreadable as error:
+                self.file.seek(offset)
+                self.file.truncate()
+                return str(error)
+            if validity.tell():
+                validity.write(b"\1" * ones)
+                validity.seek(0)
+                valid_offset = self._aligned()
+                shutil.copyfileobj(validity, self.file, 1 << 20)
         self.entries.append((key, offset, valid_offset))
         if self.file.tell() >= SHARD:
             self.finish()
             self._begin()
+        return None
 
-    def _append(self, array: npt.NDArray[Any]) -> int:
-        self.file.write(b"\0" * (-self.file.tell() % 16))  # every entry aligned for any dtype
-        offset = self.file.tell()
-        self.file.write(array.data)
-        return offset
+    def _aligned(self) -> int:
+        """Where the next entry begins, for any dtype."""
+        self.file.write(b"\0" * (-self.file.tell() % 16))
+        return self.file.tell()
 
     def finish(self) -> None:
         self.file.flush()

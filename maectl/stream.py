@@ -10,11 +10,23 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["EPOCH", "HELD_OUT", "RECONSTRUCT", "REDRAW", "SAMPLE", "SPLIT", "TRAIN", "VERIFY", "Stream", "generator"]
+__all__ = [
+    "EPOCH",
+    "HELD_OUT",
+    "LOOK",
+    "RECONSTRUCT",
+    "REDRAW",
+    "SAMPLE",
+    "SPLIT",
+    "TRAIN",
+    "VERIFY",
+    "Stream",
+    "generator",
+]
 
 # what a generator is for; a redraw adds the purpose it redraws for
 TRAIN, EPOCH, REDRAW, HELD_OUT = range(4)
-RECONSTRUCT, SPLIT, SAMPLE, VERIFY = range(8, 12)
+RECONSTRUCT, SPLIT, SAMPLE, VERIFY, LOOK = range(8, 13)
 Ints = npt.NDArray[np.int64]
 
 

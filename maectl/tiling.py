@@ -39,7 +39,7 @@ from maectl.vit import take
 from maectl.windows import cover as covering
 from maectl.windows import shares
 
-__all__ = ["Layout", "Mask", "back", "inpaint", "layout", "masks", "places", "predict", "spread"]
+__all__ = ["Layout", "Mask", "back", "inpaint", "layout", "masks", "places", "predict"]
 
 BATCH = 32  # tiles at once
 Floats = npt.NDArray[np.float32]
@@ -55,6 +55,8 @@ class Layout:
     grid    patches along each axis of a tile
     patch   pixels along each axis of a patch
     starts  along each axis, the first patch of every tile
+    origin  along each axis, the patch that ``size`` begins at, where it is a part of a larger lattice that ``starts``
+            speaks of
     """
 
     size: tuple[int, ...]
@@ -62,6 +64,12 @@ class Layout:
     grid: tuple[int, ...]
     patch: tuple[int, ...]
     starts: tuple[list[int], ...]
+    origin: tuple[int, ...] = (0, 0, 0)
+
+    def spread(self, cells: Bools) -> Bools:
+        """One tile's patches [*grid], repeated over the lattice, as they lie in this part of it, [*cells]."""
+        places = zip(self.cells, self.origin, cells.shape, strict=False)
+        return cells[np.ix_(*((np.arange(g) + first) % period for g, first, period in places))]
 
     @property
     def tiles(self) -> list[tuple[int, ...]]:
@@ -128,11 +136,6 @@ def _noise(place: npt.NDArray[np.int64], first: int) -> Floats:
     return (1 - ((place - first) % place.size + 1) / place.size).astype(np.float32)
 
 
-def spread(cells: Bools, lattice: tuple[int, ...]) -> Bools:
-    """One tile's patches [*grid] repeated over the lattice [*G]."""
-    return cells[np.ix_(*(np.arange(g) % period for g, period in zip(lattice, cells.shape, strict=True)))]
-
-
 def predict(
     model: MaskedAutoencoder, images: Tensor, noise: Tensor, mask_ratio: float, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -160,8 +163,8 @@ def inpaint(
     """
     canvas = np.zeros(seen.values.shape, np.float32)
     blend = [
-        shares(size * p, [start * p for start in starts])
-        for size, p, starts in zip(plan.grid, plan.patch, plan.starts, strict=True)
+        shares(size * p, [(start - first) * p for start in starts])
+        for size, p, starts, first in zip(plan.grid, plan.patch, plan.starts, plan.origin, strict=False)
     ]
     mean, std = (each.view(1, -1, *[1] * len(plan.size)).to(where) for each in constants)
     jobs = [(mask, tile) for mask in chosen for tile in plan.tiles]
@@ -190,8 +193,8 @@ def _batch(
 
 def _window(plan: Layout, tile: tuple[int, ...]) -> tuple[slice, ...]:
     return tuple(
-        slice(starts[which] * p, (starts[which] + g) * p)
-        for starts, which, g, p in zip(plan.starts, tile, plan.grid, plan.patch, strict=True)
+        slice((starts[which] - first) * p, (starts[which] - first + g) * p)
+        for starts, which, g, p, first in zip(plan.starts, tile, plan.grid, plan.patch, plan.origin, strict=False)
     )
 
 

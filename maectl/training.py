@@ -139,7 +139,9 @@ def assembled(
     size = tuple(int(side) for side in config.model["image_size"])
     views = Views(
         reader=reader,
-        crop=Crop(size, data.crop_scale, data.crop_ratio, tuple(len(size) + FLIPS[flip] for flip in data.flip)),
+        crop=Crop(
+            size, data.crop_scale, data.crop_ratio, tuple(len(size) + FLIPS[flip] for flip in data.flip), data.rotate
+        ),
         window=data.crop,
         normalizer=config.normalizer,
         min_valid=data.min_valid,

@@ -12,7 +12,9 @@ import numpy.typing as npt
 from maectl.adapter import Window
 from maectl.errors import UsageError
 
-__all__ = ["Crop", "Draws", "Span", "cover", "crop_each", "crop_pixels", "draw", "place", "ramp", "room", "shares"]
+__all__ = [
+    "Crop", "Draws", "Span", "coarser", "cover", "crop_each", "crop_pixels", "draw", "place", "ramp", "room", "shares",
+]  # fmt: skip
 
 TRIES = 10  # shapes tried until one fits the image, as torchvision's RandomResizedCrop
 Floats = npt.NDArray[np.float64]
@@ -29,12 +31,14 @@ class Crop:
     scale   share of the image's (window's) area or volume, low and high
     ratio   width over height, low and high, relative to the model's own (2-D only)
     flips   axes that may be reversed, each with probability 1/2
+    rotate  whether the crop (of a square model) may be turned by 0 to 3 quarters, each as likely
     """
 
     size: tuple[int, ...]
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flips: tuple[int, ...] = ()
+    rotate: bool = False
     window: tuple[float, ...] | None = None
 
 
@@ -46,21 +50,26 @@ class Draws:
     places  [B, D] where the crop lies
     flips   [B, D]
     depths  [B] which slice of a volume
+    turns   [B] by how many quarters
     """
 
     shapes: Floats
     places: Floats
     flips: Floats
     depths: Floats
+    turns: Floats
 
 
-def draw(generator: np.random.Generator, batch: int, dimensions: int, *, slices: bool = False) -> Draws:
-    """The draws of a batch, always in the same order; of a slice only with ``slices``."""
+def draw(
+    generator: np.random.Generator, batch: int, dimensions: int, *, slices: bool = False, rotate: bool = False
+) -> Draws:
+    """The draws of a batch, always in the same order; of slices and turns only where they are asked for."""
     return Draws(
         shapes=generator.random((batch, TRIES, 2)),
         places=generator.random((batch, dimensions)),
         flips=generator.random((batch, dimensions)),
         depths=generator.random(batch) if slices else np.zeros(batch),
+        turns=generator.random(batch) if rotate else np.zeros(batch),
     )
 
 
@@ -78,6 +87,14 @@ def place(crop: Crop, draws: Draws, item: int, extent: tuple[int, ...]) -> tuple
 def room(extent: tuple[int, ...], window: tuple[float, ...] | None) -> Span:
     """The extent of an image, or of the window along axes where that is larger."""
     return extent if window is None else tuple(max(e, ceil(w)) for e, w in zip(extent, window, strict=True))
+
+
+def coarser(span: Span, window: Window, have: tuple[int, ...]) -> Span:
+    """The span of a window that was read with so many pixels, in these; a sliced axis's window is not asked for."""
+    sides = [side.stop - side.start for side in window]
+    if len(sides) != len(have) or all(h == side for h, side in zip(have, sides, strict=True)):
+        return span
+    return tuple(round(s * h / side) for s, h, side in zip(span, have, sides, strict=True))
 
 
 def _sizes(crop: Crop, tries: Floats, base: tuple[float, ...], extent: tuple[int, ...]) -> list[int]:

@@ -290,3 +290,34 @@ def test_an_epoch_shows_a_source_as_often_as_windows_fit_it(tmp_path):
     made = views(reader(folder), crop=Crop((20, 20)), window="20px")
     assert made.per_epoch(np.arange(3)).tolist() == [1, 4, 16]
     assert views(reader(folder)).per_epoch(np.arange(3)) is None
+
+
+def test_with_flips_and_turns_all_eight_ways_a_square_can_lie_are_as_likely(masked):
+    given = reader(masked)
+    crop = Crop((24, 24), (1, 1), (1, 1))
+    (still,) = batches(views(given, crop=crop), steps=range(1), batch=400)
+    (turned,) = batches(
+        views(given, crop=Crop((24, 24), (1, 1), (1, 1), flips=(0, 1), rotate=True)), steps=range(1), batch=400
+    )
+    assert still.rows.tolist() == turned.rows.tolist()
+    seen = np.zeros(8, int)
+    for whole, other, valid, lies in zip(still.images, turned.images, still.valid, turned.valid, strict=True):
+        ways = [
+            (torch.rot90(side, turns, (-2, -1)), torch.rot90(mask, turns, (-2, -1)))
+            for side, mask in ((whole, valid), (whole.flip(-1), valid.flip(-1)))
+            for turns in range(4)
+        ]
+        same_as = [torch.equal(way, other) and torch.equal(mask, lies) for way, mask in ways]
+        assert sum(same_as) == 1
+        seen[same_as.index(True)] += 1
+    assert seen.min() > 25
+
+
+def test_turns_leave_the_draws_of_other_runs_as_they_were():
+    from maectl.stream import generator
+    from maectl.windows import draw
+
+    plain, with_turns = (draw(generator(0, 1), 8, 2, rotate=rotate) for rotate in (False, True))
+    for name in ("shapes", "places", "flips"):
+        np.testing.assert_array_equal(getattr(plain, name), getattr(with_turns, name))
+    assert not plain.turns.any()

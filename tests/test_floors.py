@@ -11,7 +11,7 @@ FLOORS = [
     ["console", "registry", "recipe", "windows", "stream", "index", "planes", "columns", "scan", "stats", "store",
      "tables", "annotations", "labels", "bootstrap", "solvers", "scoring", "prepare", "inspection"],
     ["positions", "vit", "mae", "baselines", "optim", "device", "resize", "dataset", "checkpoint", "warmstart", "run",
-     "features", "tiling", "fidelity", "panels", "confusion", "restoration"],
+     "features", "tiling", "lattice", "fidelity", "mosaic", "panels", "confusion", "restoration"],
     ["heldout", "progress", "budget", "identity", "training", "resume", "pretrain", "probe",
      "reconstruct", "doctor", "demo"],
     ["cli", "__main__"],

@@ -127,7 +127,7 @@ def test_every_tile_wherever_it_lies_removes_what_the_lattice_says():
     model = config.build_model()
     (mask,) = tiling.masks((4, 4), 0.75, False, generator(3, 1))
     plan = tiling.layout((77, 200), (32, 32), (8, 8))
-    lattice = tiling.spread(mask.removed, plan.cells)
+    lattice = plan.spread(mask.removed)
     for tile in plan.tiles:
         noise = torch.from_numpy(tiling._shifted(mask.noise, plan, tile).copy()).reshape(1, -1)
         told = model.random_masking(noise, 0.75)[2].bool().numpy().reshape(4, 4)
@@ -161,7 +161,7 @@ def test_a_perfect_prediction_comes_back_as_the_image(monkeypatch: pytest.Monkey
     canvas, _ = through(lambda model, images, *rest: (images, None), monkeypatch, plan, seen, True)
     np.testing.assert_allclose(canvas, seen.values, atol=1e-3)
     canvas, (mask,) = through(lambda model, images, *rest: (images, None), monkeypatch, plan, seen, False)
-    removed = tiling._enlarged(tiling.spread(mask.removed, plan.cells), (8, 8))
+    removed = tiling._enlarged(plan.spread(mask.removed), (8, 8))
     np.testing.assert_allclose(canvas, np.where(removed, seen.values, 0), atol=1e-3)
 
 
@@ -235,10 +235,11 @@ def test_the_baselines_are_what_they_say():
     image = picture(1, 32, 40)
     values = np.moveaxis(image, -1, 0)
     found = tiling.masks(plan.grid, 0.75, False, generator(0, 0))
-    removed = tiling.spread(found[0].removed, plan.cells)
+    removed = plan.spread(found[0].removed)
     at = tiling._enlarged(removed, (8, 8))
     means, alike = np.zeros((2, *values.shape))
-    nearest = nearest_visible(Pixels(values), plan, found, (32, 40))
+    nearest = nearest_visible(Pixels(values), plan, found)
+    patches = tiling.places((32, 40), plan.cells)
     normalised = (values - 100.0) / 50.0
     visible = np.argwhere(~removed)
     for row, column in np.argwhere(removed):
@@ -249,9 +250,9 @@ def test_the_baselines_are_what_they_say():
         candidates = visible[distances == distances.min()]
         copies = [values[:, 8 * r : 8 * r + 8, 8 * c : 8 * c + 8] for r, c in candidates]
         assert any((nearest[here] == copy).all() for copy in copies)
-    np.testing.assert_allclose(patch_means(values, at, plan.cells), means[:, at], rtol=1e-5)
+    np.testing.assert_allclose(patch_means(values, at, patches, plan.cells), means[:, at], rtol=1e-5)
     constants = np.full(3, 100.0), np.full(3, 50.0)
-    np.testing.assert_allclose(patch_means(values, at, plan.cells, constants), alike[:, at], rtol=1e-5)
+    np.testing.assert_allclose(patch_means(values, at, patches, plan.cells, constants), alike[:, at], rtol=1e-5)
 
 
 def test_the_peak_of_other_than_bytes_is_the_range_of_the_data_set(tmp_path: Path):
@@ -299,7 +300,7 @@ def test_visible_patches_keep_their_own_pixels(run: Path, tmp_path: Path):
     written = loaded(output(entry))
     plan = tiling.layout((75, 131), (32, 32), (8, 8))
     (mask,) = tiling.masks((4, 4), 0.75, False, generator(0, 0, restoration.RECONSTRUCT))
-    removed = tiling.spread(mask.removed, plan.cells)[np.ix_(*tiling.places((75, 131), plan.cells))]
+    removed = plan.spread(mask.removed)[np.ix_(*tiling.places((75, 131), plan.cells))]
     assert (written[~removed] == pixels[~removed]).all()
     assert (written[removed] != pixels[removed]).mean() > 0.9
     assert entry["pixels"] == removed.sum()

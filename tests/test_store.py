@@ -246,7 +246,7 @@ def test_a_store_that_cannot_be_written_is_an_error_and_no_traceback(odd, tmp_pa
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module._Writer, "_append", full)
+    monkeypatch.setattr(module._Writer, "_aligned", full)
     with pytest.raises(DataError, match=r"cannot be written \(No space left on device\)"):
         build(index, adapter, tmp_path / "store", workers=1)
     assert not list((tmp_path / "store").rglob("shard-*"))

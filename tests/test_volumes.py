@@ -182,7 +182,8 @@ def test_a_crop_in_mm_spans_as_much_of_every_volume(tmp_path, monkeypatch):
     made = views(reader(tmp_path / "set"), (8, 16, 16), window="16mm")
     spans = {0: set(), 1: set()}
     monkeypatch.setattr(
-        Reader, "read", lambda self, row, window=None: spans[row].add(tuple(s.stop - s.start for s in window)) or
+        Reader, "read",
+        lambda self, row, window=None, size=None: spans[row].add(tuple(s.stop - s.start for s in window)) or
         Pixels(np.zeros((1, *(s.stop - s.start for s in window)), np.int16)),
     )  # fmt: skip
     batches(made, 2)
