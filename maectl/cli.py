@@ -198,6 +198,36 @@ def reconstruct(
 
 
 @app.command()
+def embed(
+    run: Run,
+    path: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images, or folders of them.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the features go.")] = ...,  # type: ignore[assignment]
+    dtype: Annotated[
+        str | None, typer.Option(metavar="float32|float16|int8", help="Of the numbers; maps are float16 otherwise.")
+    ] = None,
+    pca: Annotated[int | None, typer.Option(min=1, metavar="K", help="Keep the first K principal axes.")] = None,
+    pool: Annotated[str, typer.Option(metavar="cls|mean", help="Which feature of an image a table holds.")] = "mean",
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Labels for the table; else folders name classes.")
+    ] = None,
+    seed: Seed = 0,
+    workers: Workers = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Features out: a georeferenced map of each raster, of other images a Parquet table."""
+    for name, value, allowed in (
+        ("--dtype", dtype, (None, "float32", "float16", "int8")),
+        ("--pool", pool, ("cls", "mean")),
+    ):
+        if value not in allowed:
+            raise UsageError(f"{name} {value}: choose {' or '.join(filter(None, allowed))}")
+    from maectl.embed import embed as export
+
+    result = export(run, path, out, dtype=dtype, pca=pca, pool=pool, labels=labels, seed=seed, workers=workers)
+    _print(result) if as_json else print("\n".join(result["outputs"]))
+
+
+@app.command()
 def inspect(folder: Folders, adapter: AdapterName = None, workers: Workers = 0, as_json: AsJson = False) -> None:
     """What is in a folder: sizes, channels, values, problems, and the recipe that fits."""
     from maectl.inspection import inspect as look

@@ -174,8 +174,10 @@ def extract(
     where: torch.device,
     workers: int,
     advance: Advance,
+    *,
+    baselines: bool = True,
 ) -> Features:
-    """Features of every item by every model, and ``image_stats`` and ``thumbnails`` of the same views.
+    """Features of every item by every model, and with ``baselines`` image_stats and thumbnails of the same views.
 
     Views are made and used a batch at a time, so memory does not grow with the number of images.
     """
@@ -191,10 +193,10 @@ def extract(
     for views in _batched(reader, config, members, list(by_row.values()), workers, advance, unread):
         owners = members.owners[[view.member for view in views]]
         whole = _stacked(views, config)
-        values = {
-            ("image_stats", "stats"): image_statistics(whole),
-            ("thumbnails", "thumbnails"): thumbnails(whole, config),
-        }
+        values: dict[tuple[str, str], Floats] = {}
+        if baselines:
+            values["image_stats", "stats"] = image_statistics(whole)
+            values["thumbnails", "thumbnails"] = thumbnails(whole, config)
         for name, model in models.items():
             values |= {(name, pool): each for pool, each in features(model, config, whole, where).items()}
         for key, each in values.items():

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from maectl.adapter import Pixels, Source, Window
 from maectl.checkpoint import Config
 from maectl.resize import REACH, resample
-from maectl.tiling import Layout
+from maectl.tiling import Layout, layout
 from maectl.windows import cover, crop_pixels
 
 __all__ = ["Lattice", "Part"]
@@ -44,12 +44,18 @@ class Lattice:
 
     @classmethod
     def of(cls, source: Source, config: Config) -> "Lattice":
-        """That of an image for a model trained on windows of it. Raises UsageError where mm or m are not known."""
+        """That of an image at the scale of training's windows. Raises UsageError where mm or m are not known.
+
+        Where training saw whole images, it is brought to the scale that has its shorter side as long as the model's,
+        and stretched to whole patches.
+        """
         size, patch = (tuple(int(side) for side in config.model[key]) for key in ("image_size", "patch_size"))
+        extent, grid = source.shape[1:], tuple(s // p for s, p in zip(size, patch, strict=True))
         window = crop_pixels(config.crop, size, source.spacing)
-        assert window is not None
-        scale = tuple(s / w for s, w in zip(size, window, strict=True))
-        return cls(source.shape[1:], scale, patch, tuple(s // p for s, p in zip(size, patch, strict=True)))
+        if window is None:
+            plan = layout(extent, size, patch)
+            return cls(extent, tuple(s / e for s, e in zip(plan.size, extent, strict=True)), patch, grid)
+        return cls(extent, tuple(s / w for s, w in zip(size, window, strict=True)), patch, grid)
 
     @property
     def step(self) -> tuple[float, ...]:

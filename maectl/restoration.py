@@ -40,7 +40,7 @@ from maectl.stream import RECONSTRUCT, generator
 from maectl.tiling import Layout, back, inpaint, layout, masks, places
 from maectl.windows import crop_pixels, room
 
-__all__ = ["Job", "restore"]
+__all__ = ["Job", "check", "restore"]
 
 ROWS = 1024  # rows of pixels handed to an adapter at once
 LARGEST = 1 << 30  # pixels that a small source is padded to at most
@@ -67,7 +67,7 @@ class Job:
 
 def restore(job: Job, name: str, source: Source, place: int, path: Path) -> dict[str, Any]:
     """Reconstruct, write and measure one image. Raises Unreadable."""
-    axis = _check(source, job.config)
+    axis = check(source, job.config)
     if axis < 0 and job.config.crop != "image" and len(source.shape) == 3:
         return _in_parts(job, name, source, place, path)
     if huge(source.shape, source.dtype):
@@ -161,7 +161,7 @@ def _shown(
     return entry
 
 
-def _check(source: Source, config: Config) -> int:
+def check(source: Source, config: Config) -> int:
     """The axis that is sliced, -1 for none. Raises Unreadable for an image not of the kind the model was trained on."""
     if source.unit != config.unit:
         raise Unreadable(f"its unit is {source.unit!r}, the model's {config.unit!r}")

@@ -11,9 +11,9 @@ FLOORS = [
     ["console", "registry", "recipe", "windows", "stream", "index", "planes", "columns", "scan", "stats", "store",
      "tables", "annotations", "labels", "bootstrap", "solvers", "scoring", "prepare", "inspection"],
     ["positions", "vit", "mae", "baselines", "optim", "device", "resize", "dataset", "checkpoint", "warmstart", "run",
-     "features", "tiling", "lattice", "fidelity", "mosaic", "panels", "confusion", "restoration"],
+     "features", "tiling", "lattice", "fidelity", "mosaic", "panels", "confusion", "restoration", "projection", "maps"],
     ["heldout", "progress", "budget", "identity", "training", "resume", "pretrain", "probe",
-     "reconstruct", "doctor", "demo"],
+     "outputs", "reconstruct", "table", "embed", "doctor", "demo"],
     ["cli", "__main__"],
 ]  # fmt: skip
 ORDER = [name for floor in FLOORS for name in floor]

@@ -1,0 +1,230 @@
+"""Frozen features out: a map over each image that is a place on the ground, else a table of one row an image."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.numpy import save_file
+
+from maectl import checkpoint, console, device
+from maectl.adapter import Adapter, Source, Values, Window
+from maectl.checkpoint import Config
+from maectl.errors import DataError, RunError, Unreadable, UsageError
+from maectl.lattice import Lattice
+from maectl.mae import MaskedAutoencoder
+from maectl.maps import QuickLook, block_features
+from maectl.outputs import make, mapped, named, none_left, scanned
+from maectl.projection import Projection, byte_scales, quantised
+from maectl.restoration import check
+from maectl.store import huge, sample
+from maectl.stream import SAMPLE, generator
+from maectl.table import Table, write_table
+
+__all__ = ["embed"]
+
+BLOCK = 64  # patches along each axis of what is written at once
+FITTED = 64  # blocks that axes and ranges are taken from
+DTYPES = ("float32", "float16", "int8")
+Floats = npt.NDArray[np.float32]
+
+
+def embed(
+    run: Path,
+    paths: Sequence[str],
+    out: Path,
+    *,
+    dtype: str | None,
+    pca: int | None,
+    pool: str,
+    labels: Path | None,
+    seed: int,
+    workers: int,
+) -> dict[str, Any]:
+    """Features of every image in ``paths`` into ``out``; what ``--json`` prints.
+
+    Where the adapter has maps: a map each, one pixel a patch (``dtype`` float16 unless given, float32 or int8), and a
+    picture of its first three principal axes, which are those of all images of the call. Else embeddings.parquet
+    (float32, or float16). ``pca`` keeps so many principal axes. Raises RunError, UsageError, DataError.
+    """
+    found = checkpoint.load(run)
+    where = device.pick()
+    model = found.model().to(where).eval()
+    width = int(model.cls_token.shape[-1])
+    if pca is not None and not 1 <= pca <= width:
+        raise UsageError(f"--pca {pca}: the encoder gives {width} features, keep 1 to {width} of them")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file: give a folder")
+    with tempfile.TemporaryDirectory(prefix="maectl-") as work:
+        adapter, index, rows, rejects = scanned(found.config, paths, out, Path(work))
+        for each in rejects[:5]:
+            console.warn(f"{each['source']}: {each['reason']}")
+        about = {"run": found.path.name, "images": 0, "width": pca or width}
+        if type(adapter).write_map is Adapter.write_map:
+            make(out)
+            if adapter.private:
+                mapped(out, [index[row] for row, _ in rows])
+            asked = Table(found.config, adapter, index, rows, paths, labels, pool, pca, dtype or "float32", seed)
+            about |= write_table(asked, model, out, rejects, workers)
+        else:
+            if labels is not None:
+                raise UsageError("--labels is for tables; a map has features of every patch")
+            job = _Job(model, found.config, adapter, out, dtype or "float16", pca, seed, where)
+            about |= _mapped(job, [(name, index[row]) for row, name in rows], rejects)
+    _written(out / "embedding.json", about)
+    return about | {"rejected": rejects}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all maps share."""
+
+    model: MaskedAutoencoder
+    config: Config
+    adapter: Adapter
+    out: Path
+    dtype: str
+    pca: int | None
+    seed: int
+    device: torch.device
+
+
+class _Image:
+    """One image to be mapped. Raises Unreadable where the model cannot see it."""
+
+    def __init__(self, job: _Job, name: str, source: Source) -> None:
+        self.job, self.name, self.source = job, name, source
+        check(source, job.config)
+        if job.config.crop == "image" and huge(source.shape, source.dtype):
+            raise Unreadable("too large for a model trained on whole images: train on windows (data.crop=224px, say)")
+        try:
+            self.lattice = Lattice.of(source, job.config)
+        except UsageError as error:
+            raise Unreadable(str(error)) from None
+        self.read = partial(job.adapter.read, source)
+        self.constants = job.config.normalizer.constants(lambda: sample(self.read, source.shape, source.dtype))
+        self.kept: dict[tuple[int, ...], Floats] = {}
+
+    def features(self, block: Window) -> Floats:
+        """float32 [D, h, w] of a block, NaN where there is nothing."""
+        corner = tuple(side.start for side in block)
+        if corner in self.kept:
+            return self.kept[corner]
+        job = self.job
+        return block_features(
+            self.read, self.lattice, block, job.model, job.config.normalizer, self.constants, job.device
+        )
+
+
+def _mapped(job: _Job, sources: list[tuple[str, Source]], rejects: list[dict[str, str]]) -> dict[str, Any]:
+    """Every map and its quick look; what is told of them."""
+    images = []
+    for name, source in sources:
+        try:
+            images.append(_Image(job, name, source))
+        except Unreadable as error:
+            _lost(rejects, name, error)
+    seen = _fitted(job, images, rejects)
+    look = Projection.fit(seen, max(3, job.pca or 0))
+    kept = None if job.pca is None else Projection(look.mean, look.axes[: job.pca], look.shares[: job.pca])
+    coloured = look.of(seen.T)[:3]
+    dark, bright = (np.resize(side, 3) for side in np.percentile(coloured, (2, 98), axis=1))
+    scales = byte_scales(seen if kept is None else kept.of(seen.T).T) if job.dtype == "int8" else None
+    make(job.out)
+    about: dict[str, Any] = {"kind": "maps", "outputs": [], "dtype": job.dtype, "pool": "patch", "maps": []}
+    with console.task("embedding") as advance:
+        for number, (image, stem) in enumerate(
+            zip(images, named(job.adapter, [each.source for each in images]), strict=True), 1
+        ):
+            try:
+                about["maps"].append(_one(image, stem, look, kept, scales, (dark, bright)))
+            except Unreadable as error:
+                _lost(rejects, image.name, error)
+            advance(number, len(images))
+    about["outputs"] = [path for each in about["maps"] for path in each["outputs"]]
+    about["images"] = len(about["maps"])
+    if not about["images"]:
+        raise none_left(rejects, "embedded")
+    about["scales"] = scales
+    about["pca"] = None if kept is None else {"axes": len(kept.axes), "variance": [float(each) for each in kept.shares]}
+    if kept is not None:
+        save_file({"mean": kept.mean, "axes": kept.axes}, job.out / "pca.safetensors")
+    return about
+
+
+def _fitted(job: _Job, images: list[_Image], rejects: list[dict[str, str]]) -> Floats:
+    """[N, D] features of a sample of blocks of all images, or of all where they are few. Raises DataError."""
+    every = [(image, block) for image in images for block in image.lattice.blocks(BLOCK)]
+    order = generator(job.seed, 0, SAMPLE).permutation(len(every))[:FITTED]
+    parts = []
+    with console.task("looking at a sample") as advance:
+        for number, place in enumerate(sorted(order.tolist()), 1):
+            image, block = every[place]
+            try:
+                found = image.features(block)
+            except Unreadable:  # told when its map is made
+                continue
+            image.kept[tuple(side.start for side in block)] = found
+            parts.append(found[:, ~np.isnan(found[0])].T)
+            advance(number, len(order))
+    seen = np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+    if not len(seen):
+        raise none_left(rejects, "embedded") if rejects else DataError("no valid pixel in the images looked at")
+    return seen
+
+
+def _one(
+    image: _Image,
+    stem: str,
+    look: Projection,
+    kept: Projection | None,
+    scales: tuple[tuple[float, float], ...] | None,
+    ends: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+) -> dict[str, Any]:
+    """One map and its quick look written. Raises Unreadable."""
+    job, lattice = image.job, image.lattice
+    picture = QuickLook(lattice.cells)
+
+    def tiles() -> Iterator[tuple[Window, Values]]:
+        for block in lattice.blocks(BLOCK):
+            features = image.features(block)
+            picture.add(block, look.of(features)[:3])
+            values = features if kept is None else kept.of(features)
+            yield block, values if scales is None else quantised(values, scales)
+
+    count = len(kept.axes) if kept is not None else int(job.model.cls_token.shape[-1])
+    channels = tuple(f"{'principal axis' if kept is not None else 'feature'} {number + 1}" for number in range(count))
+    written = job.adapter.write_map(
+        image.source, tiles(), job.out / f"{stem}-embedding", step=lattice.step, channels=channels, dtype=job.dtype,
+        scales=scales,
+    )  # fmt: skip
+    shown = job.out / f"{stem}-embedding.png"
+    picture.save(shown, *ends)
+    spacing = image.source.spacing
+    metres = None if spacing is None else [step * side for step, side in zip(lattice.step, spacing, strict=True)]
+    return {
+        "source": image.name,
+        "outputs": [str(written), str(shown)],
+        "size": list(lattice.cells),
+        "step": list(lattice.step),
+        "patch": metres,
+    }
+
+
+def _lost(rejects: list[dict[str, str]], name: str, error: Unreadable) -> None:
+    rejects.append({"source": name, "reason": str(error)})
+    console.warn(f"{name}: {error}")
+
+
+def _written(path: Path, about: dict[str, Any]) -> None:
+    """What the numbers mean, beside them."""
+    try:
+        path.write_text(json.dumps(about, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}") from None
