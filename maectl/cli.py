@@ -277,12 +277,12 @@ def adapters(as_json: AsJson = False) -> None:
 @app.command()
 def demo(
     name: Annotated[
-        str, typer.Argument(metavar="natural|medical", help="The adapter whose sample data to use.")
+        str, typer.Argument(metavar="natural|medical|satellite", help="The adapter whose sample data to use.")
     ] = "natural",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path("maectl-demo"),
     seed: Seed = 0,
 ) -> None:
-    """The whole road on sample images: pretrain, probe, reconstruct, in a few minutes."""
+    """The whole road on sample images: pretrain, probe, reconstruct, embed, in a few minutes."""
     from maectl.demo import demo as show
 
     show(name, out, seed=seed)

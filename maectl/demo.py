@@ -1,4 +1,4 @@
-"""The whole road on sample images: write them, pretrain, probe, reconstruct, and say what to type next."""
+"""The whole road on sample images: write them, pretrain, probe, reconstruct, embed, and say what to type next."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ from typing import Any
 
 from maectl import console
 from maectl.adapter import Adapter, Files, Source
+from maectl.embed import embed
 from maectl.errors import UsageError
 from maectl.pretrain import Request, pretrain
 from maectl.probe import probe, report
@@ -36,6 +37,13 @@ SMALL = (  # a third of tiny's width and depth
     "model.decoder_width=64", "model.decoder_depth=1", "model.decoder_heads=2", "train.base_lr=1e-2",
 )  # fmt: skip
 IMAGES = (_View("", "small-images", 800, ("model.image_size=32", "model.patch_size=4", *SMALL)),)
+RASTERS = (
+    _View(
+        "", "small-images", 800,
+        ("model.image_size=32", "model.patch_size=4", "data.crop=32px", "data.crop_scale=[0.5,1.0]",
+         "data.flip=[horizontal,vertical]", "data.rotate=true", *SMALL),
+    ),
+)  # fmt: skip
 VOLUMES = (
     _View("slices", None, 1000, ("model.image_size=32", "model.patch_size=4", *SMALL)),
     _View("volume", None, 300, ("model.image_size=[8,32,32]", "model.patch_size=[2,4,4]", *SMALL)),
@@ -43,7 +51,9 @@ VOLUMES = (
 
 
 def demo(name: str, out: Path, *, seed: int, steps: int | None = None) -> dict[str, Any]:
-    """Everything below ``out``: images/, run/, pictures/ and probe.json; what was measured.
+    """Everything below ``out``: images/, run/, pictures/, embeddings/ and probe.json; what was measured.
+
+    Where the sample has label rasters (images/masks) patches are probed with them too: probe-patches.json.
 
     Where the sample images are volumes a 2-D model sees them in slices and a 3-D model whole: run-slices/,
     run-volume/ and so on, and the results by these names. Raises UsageError where ``out`` holds something else,
@@ -62,7 +72,7 @@ def demo(name: str, out: Path, *, seed: int, steps: int | None = None) -> dict[s
     adapter.sample(images, seed)
     console.say(f"sample images: {images}")
     sources = [each for each in adapter.scan(Files(images / "test")) if isinstance(each, Source)]
-    views = VOLUMES if len(sources[0].axes) == 3 else IMAGES
+    views = VOLUMES if len(sources[0].axes) == 3 else RASTERS if adapter.length == "m" else IMAGES
     results = {view.name: _shown(adapter, view, out, sources, seed, steps or view.steps) for view in views}
     print(f"\ndone in {console.clock(time.monotonic() - begun)}:")
     for view, result in results.items():
@@ -98,7 +108,12 @@ def _shown(
     pictures = reconstruct(
         run, paths, out / _named("pictures", view.name), mask_ratio=None, seed=seed, cover=False, format="both"
     )
-    return {"pretrain": trained, "probe": probed, "reconstruct": pictures}
+    console.say("\nputting out the features of images it has not seen ...")
+    features = embed(
+        run, [str(images / "test")], out / _named("embeddings", view.name), dtype=None, pca=None, pool="mean",
+        labels=None, seed=seed, workers=0,
+    )  # fmt: skip
+    return {"pretrain": trained, "probe": probed, "reconstruct": pictures, "embed": features}
 
 
 def _named(what: str, view: str) -> str:
@@ -111,6 +126,7 @@ def _tell(result: dict[str, Any], view: str, out: Path) -> None:
         f"{view + ': ' if view else ''}{trained['images']:,} images, {trained['steps']:,} steps, "
         f"held-out loss {trained['loss_first']:.3f} -> {trained['loss_last']:.3f}\n"
         f"  pictures       {out / _named('pictures', view)}, {run}/samples\n"
+        f"  features       {out / _named('embeddings', view)}\n"
         f"  encoder        {run}/encoder.safetensors (loads in timm)\n"
         f"  curves         tensorboard --logdir {run}/tensorboard"
     )

@@ -20,7 +20,7 @@ from maectl.prepare import scan_with_recipe
 from maectl.recipe import Recipe
 from maectl.scan import Scan
 from maectl.stats import Statistics, gather
-from maectl.store import Reader, bounded, in_order
+from maectl.store import NOTHING, Reader, bounded, in_order
 
 __all__ = ["inspect", "report"]
 
@@ -107,7 +107,10 @@ def _sampled(reader: Reader, rows: Any, workers: int, undecodable: list[tuple[in
 
     def read(row: int) -> Pixels | tuple[int, str]:
         try:
-            return reader.sample(int(row))
+            pixels = reader.sample(int(row))
+            if pixels.valid is not None and not pixels.valid.any() and not reader.huge(int(row)):
+                raise Unreadable(NOTHING)
+            return pixels
         except Unreadable as error:
             return int(row), str(error)
 
@@ -215,7 +218,7 @@ def _problems(
     if undecodable:
         row, reason = undecodable[0]
         problems.append(
-            f"{len(undecodable)} of {min(SAMPLED, len(index))} sampled images have a good header and do not decode, "
+            f"{len(undecodable)} of {min(SAMPLED, len(index))} sampled images have a good header and cannot be used, "
             f"e.g. {index[row].paths[0]}: {reason}"
         )
     if copies:

@@ -20,7 +20,7 @@ from maectl.planes import along_each, extents, too_small
 from maectl.recipe import Recipe
 from maectl.scan import Scan, scan
 from maectl.stats import Normalizer, Statistics, gather, sample_rows
-from maectl.store import Reader, Store, bounded, build, default_folder, in_order, raw_bytes
+from maectl.store import NOTHING, Reader, Store, bounded, build, default_folder, in_order, raw_bytes
 from maectl.stream import VERIFY, generator
 
 __all__ = ["Prepared", "prepare", "scan_with_recipe", "statistics"]
@@ -219,7 +219,7 @@ def _decodable(
     share = (counts[[row for row, _ in bad]].sum() + rejects.files) / (counts.sum() + rejects.files)
     if len(bad) == len(index):
         raise DataError(
-            f"none of the {len(index):,} images can be decoded, e.g. {index[bad[0][0]].paths[0]}: {bad[0][1]}"
+            f"none of the {len(index):,} images can be used, e.g. {index[bad[0][0]].paths[0]}: {bad[0][1]}"
         )
     if share > chosen.data.max_bad:
         raise DataError(f"{share:.1%} of the files cannot be used, data.max_bad allows {chosen.data.max_bad:.1%}")
@@ -260,11 +260,10 @@ def _verify(index: Index, adapter: Adapter, chosen: Recipe, views: float, worker
 
     def reason(row: np.int64) -> tuple[int, str] | None:
         try:
-            for band in reader.bands(int(row)):
-                reader.read(int(row), band)
+            bands = [reader.read(int(row), band).valid for band in reader.bands(int(row))]
         except Unreadable as error:
             return int(row), str(error)
-        return None
+        return None if any(valid is None or valid.any() for valid in bands) else (int(row), NOTHING)
 
     with console.task("verifying") as advance:
         found: list[tuple[int, str]] = []

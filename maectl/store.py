@@ -34,7 +34,9 @@ from maectl.errors import DataError, Unreadable
 from maectl.index import Index
 from maectl.stream import LOOK, generator
 
-__all__ = ["Reader", "Store", "bounded", "build", "default_folder", "huge", "in_order", "raw_bytes", "sample"]
+__all__ = [
+    "NOTHING", "Reader", "Store", "bounded", "build", "default_folder", "huge", "in_order", "raw_bytes", "sample",
+]  # fmt: skip
 
 VERSION = 2
 ENDS = 4096  # bytes hashed at each end of a file
@@ -45,6 +47,7 @@ HUGE = 1 << 29  # bytes above which an image is not decoded whole, but band by b
 BAND = 1 << 27  # bytes a band
 BLOCK = 512  # rows: bands are whole multiples, so that a block of a raster is decoded once
 LOOKED_AT = 32  # windows of 512 x 512 that stand for a huge image in statistics
+NOTHING = "no valid pixel (all nodata, transparent or not finite)"
 SPOOLED = 1 << 26  # bytes of validity kept in memory while a source is written
 COARSE = 1 << 24  # pixels of a window above which fewer are asked for, where fewer are used
 STALE = 86_400  # seconds after which an unfinished shard is taken for a killed build's
@@ -304,16 +307,19 @@ class _Writer:
     def add(self, key: bytes, parts: Iterable[Pixels]) -> str | None:
         """Append a source, in one part or in bands of its rows; why it cannot be read, or None."""
         offset = self._aligned()
-        valid_offset, ones = -1, 0
+        valid_offset, ones, useful = -1, 0, False
         with tempfile.SpooledTemporaryFile(SPOOLED, dir=str(self.folder)) as validity:  # it comes behind the values
             try:
                 for pixels in parts:
                     self.file.write(np.ascontiguousarray(np.moveaxis(pixels.values, 0, -1)).data)
+                    useful = useful or pixels.valid is None or bool(pixels.valid.any())
                     if pixels.valid is None:
                         ones += pixels.values[0].size
                         continue
                     validity.write(b"\1" * ones + np.ascontiguousarray(pixels.valid).tobytes())
                     ones = 0
+                if not useful:
+                    raise Unreadable(NOTHING)
             except Unreadable as error:
                 self.file.seek(offset)
                 self.file.truncate()

@@ -29,6 +29,7 @@ COMMANDS = {
     "inspect": {"FOLDER", "--adapter", "--workers", "--json"},
     "recipes": {"NAME"},
     "adapters": {"--json"},
+    "embed": {"RUN", "PATH", "--out", "--dtype", "--pca", "--pool", "--labels", "--seed", "--workers", "--json"},
     "demo": {"NAME", "--out", "--seed"},
     "doctor": {"--json"},
 }  # fmt: skip
@@ -230,12 +231,23 @@ def test_copies_are_counted_byte_for_byte(run, photographs):
     assert json.loads(run("inspect", photographs, "--json")[1])["duplicates"] == 1
 
 
-def test_images_with_no_valid_pixel_at_all_are_an_error_not_infinity(run, tmp_path):
+@pytest.mark.parametrize("store", ["auto", "off"])
+def test_images_with_no_valid_pixel_at_all_are_told_and_left_out(run, tmp_path, store):
     (tmp_path / "data").mkdir()
     Image.new("LA", (40, 40), (9, 0)).save(tmp_path / "data" / "a.png")
-    status, out, said = run("inspect", tmp_path / "data", "--json")
+    found = json.loads(run("inspect", tmp_path / "data", "--json")[1])
+    assert found["statistics"] is None
+    assert "1 of 1 sampled images have a good header and cannot be used, e.g. a.png: no valid pixel" in str(found)
+    request = ("pretrain", tmp_path / "data", "--out", tmp_path / "run", "--set", f"data.store={store}", "--steps", 1)
+    status, out, said = run(*request)
     assert (status, out) == (1, "")
-    assert "no valid pixel in 1 images" in said
+    assert "none of the 1 images can be used, e.g. a.png: no valid pixel (all nodata, transparent or not finite)" in said
+    for number in range(8):
+        Image.new("L", (40, 40), 30 * number).save(tmp_path / "data" / f"{number}.png")
+    settings = [each for key in SMALL for each in ("--set", key)]
+    status, _, said = run(*request, "--recipe", "small-images", "--batch-size", 2, "--set", "data.verify=all", *settings)
+    assert status == 0, said
+    assert 'a.png,verify,"no valid pixel' in (tmp_path / "run" / "quarantine.csv").read_text()
 
 
 def test_a_file_name_that_is_no_text_is_shown_and_not_stumbled_over(run, photographs):

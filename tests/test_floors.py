@@ -51,7 +51,7 @@ def test_the_lower_floors_know_no_torch(name: str):
 
 def test_the_core_imports_no_adapter():
     for path in PACKAGE.values():
-        assert not {each.split(".")[0] for each in imported(path)} & {"maectl_natural", "maectl_medical"}
+        assert not {each.split(".")[0] for each in imported(path)} & {"maectl_natural", "maectl_medical", "maectl_satellite"}
 
 
 def test_adapters_import_the_contract_only():

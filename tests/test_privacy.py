@@ -238,7 +238,7 @@ def test_what_tells_patients_apart_stays_in_memory(planted: Outcome):
 
 def test_errors_quote_no_header(planted: Outcome, tmp_path: Path):
     damaged = planted.folders["nifti"] / "across" / f"{NAME}-damaged"
-    with pytest.raises(DataError, match="none of the 2 images can be decoded") as error:
+    with pytest.raises(DataError, match="none of the 2 images can be used") as error:
         pretrain(Request([str(damaged)], tmp_path / "run", recipe="mri-slices", overrides=SLICED, steps=1, workers=1))
     assert not leaks(str(error.value).encode())["header"]
     with pytest.raises(DataError) as error:
