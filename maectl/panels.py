@@ -24,6 +24,9 @@ SAMPLES = 6  # images of a batch that are shown while training
 SMALLEST, LARGEST = 256, 512  # px: a panel's longer side is enlarged to about the first, shrunk to the second
 LEAK = "patch mean and deviation taken from the original"  # said wherever norm_pix_loss predictions are shown
 LOOKED_AT = 1 << 20  # pixels that percentiles are taken from
+TRUE_COLOURS = (  # what red, green and blue are called; b4, b3, b2 are Sentinel-2's and Landsat 8's
+    ("red", "green", "blue"), ("r", "g", "b"), ("tci_r", "tci_g", "tci_b"), ("b04", "b03", "b02"), ("b4", "b3", "b2"),
+)  # fmt: skip
 PAPER, INK, GAP = (255, 255, 255), (32, 32, 32), 8
 HATCH = (np.array((186, 186, 186), np.uint8), np.array((142, 142, 142), np.uint8))
 INVALID = np.array((90, 90, 110), np.uint8)
@@ -53,13 +56,27 @@ def levels(values: Values, config: Config, valid: Bools | None = None) -> Levels
 
 
 def colours(values: Values, config: Config, shown: Levels | None = None) -> Bytes:
-    """Values [C, H, W] in the images' unit as RGB: one or two channels in grey (the first), more by the first three."""
-    chosen = config.display.channels or ((0, 1, 2) if len(values) > 2 else (0,))
+    """Values [C, H, W] in the images' unit as RGB, by ``display.channels`` of the run's recipe.
+
+    By default one or two channels in grey (the first), more by those that are called red, green, blue, or the first
+    three.
+    """
+    chosen = config.display.channels or _seen_as(config.channels)
     low, high = (side[list(chosen)] for side in shown or levels(values, config))
     spread = np.where(high > low, high - low, 1)
     scaled = (values[list(chosen)].astype(np.float32) - low[:, None, None]) / spread[:, None, None]
     bytes_ = np.rint(255 * np.clip(np.nan_to_num(scaled), 0, 1)).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(np.moveaxis(bytes_, 0, -1), (*values.shape[1:], 3)))
+
+
+@cache
+def _seen_as(channels: tuple[str, ...]) -> tuple[int, ...]:
+    """Which channels are shown."""
+    names = [name.lower() for name in channels]
+    for colours in TRUE_COLOURS:
+        if all(names.count(name) == 1 for name in colours):
+            return tuple(names.index(name) for name in colours)
+    return (0, 1, 2) if len(names) > 2 else (0,)
 
 
 def panel(

@@ -155,3 +155,13 @@ def test_images_normalised_by_themselves_are_shown_between_their_own_percentiles
     low, high = panels.levels(dim, config, dim[0] > 1)
     assert low[0] > 1
     assert high[0] < 3
+
+
+def test_many_channels_are_shown_by_the_ones_called_red_green_blue():
+    names = ("B1", "B2", "B3", "B4", "B8")
+    values = np.arange(5, dtype=np.uint8).reshape(5, 1, 1) * np.ones((5, 2, 3), np.uint8)
+    shown = panels.colours(values, made(5).model_copy(update={"channels": names}))
+    assert shown[0, 0].tolist() == [3, 2, 1]
+    assert panels.colours(values, made(5))[0, 0].tolist() == [0, 1, 2]
+    chosen = made(5, display=Display(channels=(4, 3, 2)))
+    assert panels.colours(values, chosen.model_copy(update={"channels": names}))[0, 0].tolist() == [4, 3, 2]
