@@ -21,8 +21,8 @@ from maectl.planes import along_each, flat, rest, slab, windows_each
 from maectl.resize import fitted
 from maectl.stats import Normalizer
 from maectl.store import Reader
-from maectl.stream import REDRAW, TRAIN, Stream, generator
-from maectl.windows import Crop, Draws, Span, coarser, crop_pixels, draw, place
+from maectl.stream import HELD_OUT, REDRAW, TRAIN, Stream, generator
+from maectl.windows import Crop, Draws, Span, coarser, crop_pixels, divided, draw, place
 
 __all__ = ["Batch", "Loader", "Views", "normalise"]
 
@@ -94,6 +94,7 @@ class Views:
     seed: int
     min_contrast: float = 0.0
     axis: str | None = None  # data.axis
+    divided: bool = False  # whether what is held out lies in images that are trained on (`windows.divided`)
     rejected: Callable[[int, str], None] = lambda row, reason: None
     _dead: set[int] = field(default_factory=set)
     _moments: dict[int, tuple[Floats, Floats]] = field(default_factory=dict)
@@ -170,7 +171,7 @@ class Views:
                 again = generator(self.seed, step, REDRAW + purpose, item, attempt)
                 draws, at = self._draw(again, 1), 0
             try:
-                view = self._read(row, draws, at)
+                view = self._read(row, draws, at, purpose)
             except Unreadable as error:
                 self._bury(row, str(error))
                 other = generator(self.seed, step, REDRAW + purpose, item, REDRAWS + attempt)
@@ -188,14 +189,19 @@ class Views:
     def _draw(self, generated: np.random.Generator, count: int) -> Draws:
         return draw(generated, count, len(self.crop.size), slices=self.slices, rotate=self.crop.rotate)
 
-    def _read(self, row: int, draws: Draws, item: int) -> _View:
+    def _read(self, row: int, draws: Draws, item: int, purpose: int) -> _View:
         if row in self._dead:
             raise Unreadable("known to be unreadable")
         crop, axis, extent = self.crop, int(self._along[row]), self._shapes[row, 1:]
         if self.window != "image":
             crop = replace(crop, window=self._window(self.reader.index[row].spacing, axis))
         self._constants(row)  # looked up again once it is known that the row can be read
-        window, span, flips = place(crop, draws, item, rest(extent, axis))
+        height, *others = rest(extent, axis)
+        rows = slice(0, height)
+        if self.divided and crop.window is not None:
+            rows = divided(height, crop.window[0], purpose == HELD_OUT)
+        window, span, flips = place(crop, draws, item, (rows.stop - rows.start, *others))
+        window = (slice(window[0].start + rows.start, window[0].stop + rows.start), *window[1:])
         size = self.crop.size if axis < 0 else None
         pixels = self.reader.read(row, slab(axis, int(draws.depths[item] * extent[axis]), window), size)
         pixels = flat(pixels, axis)

@@ -218,9 +218,7 @@ def _decodable(
     counts = index.file_counts  # files, not sources: a volume may have hundreds, and its rejects are single files
     share = (counts[[row for row, _ in bad]].sum() + rejects.files) / (counts.sum() + rejects.files)
     if len(bad) == len(index):
-        raise DataError(
-            f"none of the {len(index):,} images can be used, e.g. {index[bad[0][0]].paths[0]}: {bad[0][1]}"
-        )
+        raise DataError(f"none of the {len(index):,} images can be used, e.g. {index[bad[0][0]].paths[0]}: {bad[0][1]}")
     if share > chosen.data.max_bad:
         raise DataError(f"{share:.1%} of the files cannot be used, data.max_bad allows {chosen.data.max_bad:.1%}")
     rows = np.array([row for row, _ in bad])

@@ -137,6 +137,7 @@ def assembled(
     model = config.build_model().to(where)
     data = chosen.data
     size = tuple(int(side) for side in config.model["image_size"])
+    train, held = held_out(index.groups, about["seed"])
     views = Views(
         reader=reader,
         crop=Crop(
@@ -149,10 +150,10 @@ def assembled(
         seed=about["seed"],
         min_contrast=data.min_contrast,
         axis=data.axis,
+        divided=bool(np.isin(held, train).any()),
         rejected=_Quarantine(index, rejects, data.max_bad),
     )
     loader = Loader(views, device.loader_threads(request.workers), pin=where.type == "cuda")
-    train, held = held_out(index.groups, about["seed"])
     optimizer = adamw(model, about.get("lr", 0.0), chosen.train.weight_decay)
     measured = HeldOut(loader, held, config.normalizer, where, about["precision"])
     stream = Stream(train, about.get("batch_size", budget.LEAST_BATCH), about["seed"], views.per_epoch(train))
@@ -245,6 +246,9 @@ def _tell(training: Training, prepared: Prepared) -> None:
     refused = f", {len(prepared.rejects):,} rejected" if len(prepared.rejects) else ""
     foreign = f", {prepared.foreign:,} other files" if prepared.foreign else ""
     console.say(f"{len(images):,} images ({len(prepared.held):,} held out){refused}{foreign}")
+    if training.views.divided:
+        told = "nothing is" if training.recipe.data.crop == "image" else "windows of the last tenth of its rows are"
+        console.warn(f"all images are one group (patient, scene): {told} held out")
     weights = sum(p.numel() for p in training.model.parameters()) / 1e6
     console.say(
         f"model: {training.recipe.model.size}, {weights:.1f} M weights, {about['patches']} patches an image; "

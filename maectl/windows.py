@@ -13,7 +13,8 @@ from maectl.adapter import Window
 from maectl.errors import UsageError
 
 __all__ = [
-    "Crop", "Draws", "Span", "coarser", "cover", "crop_each", "crop_pixels", "draw", "place", "ramp", "room", "shares",
+    "Crop", "Draws", "Span", "coarser", "cover", "crop_each", "crop_pixels", "divided", "draw", "place", "ramp", "room",
+    "shares",
 ]  # fmt: skip
 
 TRIES = 10  # shapes tried until one fits the image, as torchvision's RandomResizedCrop
@@ -82,6 +83,17 @@ def place(crop: Crop, draws: Draws, item: int, extent: tuple[int, ...]) -> tuple
     starts = [int(u * (max(e, s) - s + 1)) for u, e, s in zip(draws.places[item], extent, sizes, strict=True)]
     window = tuple(slice(start, min(start + s, e)) for start, s, e in zip(starts, sizes, extent, strict=True))
     return window, tuple(sizes), tuple(axis for axis in crop.flips if draws.flips[item, axis] < 0.5)
+
+
+def divided(length: int, window: float, held: bool) -> slice:
+    """The part of an image's rows whose windows are trained on, or held out: the last tenth, one window at least.
+
+    All of it for both where it is shorter than three windows.
+    """
+    if length < 3 * window:
+        return slice(0, length)
+    edge = length - max(ceil(window), length // 10)
+    return slice(edge, length) if held else slice(0, edge)
 
 
 def room(extent: tuple[int, ...], window: tuple[float, ...] | None) -> Span:

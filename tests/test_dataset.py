@@ -321,3 +321,23 @@ def test_turns_leave_the_draws_of_other_runs_as_they_were():
     for name in ("shapes", "places", "flips"):
         np.testing.assert_array_equal(getattr(plain, name), getattr(with_turns, name))
     assert not plain.turns.any()
+
+
+def test_of_a_single_scene_windows_of_the_last_rows_are_held_out_and_never_trained_on(tmp_path):
+    (tmp_path / "images").mkdir()
+    rows = np.repeat(np.arange(200, dtype=np.uint8)[:, None], 60, axis=1)  # a pixel tells its row
+    Image.fromarray(rows).save(tmp_path / "images" / "a.png")
+    Image.fromarray(rows[:80]).save(tmp_path / "images" / "b.png")  # under three windows: not divided
+    made = views(
+        reader(tmp_path / "images"), crop=Crop((32, 32), (0.9, 1.0)), window="32px", divided=True, patches=16
+    )
+    with loader(made) as threads:
+        trained = [batch for _ in range(3) for batch in threads.batches(Stream(np.arange(2), 64, 3), 0, 3)]
+        held = threads.batch(np.resize(np.arange(2), 64), 0, HELD_OUT)
+    ends = {row: ([], []) for row in range(2)}
+    for batch in (*trained, held):
+        for image, row in zip(batch.images, batch.rows, strict=True):
+            ends[row][batch is held].append((int(image.min()), int(image.max())))
+    assert max(high for _, high in ends[0][0]) < 168 <= min(low for low, _ in ends[0][1])
+    assert max(high for _, high in ends[1][0]) > 75
+    assert min(low for low, _ in ends[1][1]) < 40
