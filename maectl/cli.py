@@ -141,6 +141,13 @@ def probe(
     labels: Annotated[
         Path | None, typer.Option(metavar="FILE.csv", help="Columns path, label and optionally split, group.")
     ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR|FILE", help="Label rasters of the images: probe patches. FILE: of one image."),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="VALUE", help="A value (or #rrggbb) of label rasters that is no class.")
+    ] = None,
     method: Annotated[str, typer.Option(metavar="linear|knn", help="The classifier on frozen features.")] = "linear",
     pool: Annotated[
         str | None, typer.Option(metavar="cls|mean", help="Which feature; else picked on the training part.")
@@ -165,8 +172,9 @@ def probe(
     from maectl.probe import report
 
     result = evaluate(
-        run, folder, labels=labels, method=method, pool=pool, seed=seed, workers=workers, out=out, per=per
-    )
+        run, folder, labels=labels, method=method, pool=pool, seed=seed, workers=workers, out=out, per=per,
+        masks=masks, ignore=ignore or [],
+    )  # fmt: skip
     _print(result) if as_json else print(report(result))
 
 

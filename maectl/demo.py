@@ -110,8 +110,8 @@ def _shown(
     )
     console.say("\nputting out the features of images it has not seen ...")
     features = embed(
-        run, [str(images / "test")], out / _named("embeddings", view.name), dtype=None, pca=None, pool="mean",
-        labels=None, seed=seed, workers=0,
+        run, paths if adapter.length == "m" else [str(images / "test")], out / _named("embeddings", view.name),
+        dtype=None, pca=None, pool="mean", labels=None, seed=seed, workers=0,
     )  # fmt: skip
     return {"pretrain": trained, "probe": probed, "reconstruct": pictures, "embed": features}
 

