@@ -65,6 +65,11 @@ def divided(
         why = f"no split of the {count:,} groups that was tried has every class in both parts"
     else:
         found, why = _within(targets, windows, cells, seed), "no side of the scene that was tried has all of them"
+        if (images := len({paths[window] for window in np.unique(windows)})) > 1:
+            found.notes.append(
+                f"the {images:,} images are one group: where their first pixels are not of one place, training and "
+                "test windows may show the same; folders train/ and test/ would divide them"
+            )
     return _checked(found, targets, classes, why)
 
 

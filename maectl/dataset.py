@@ -50,7 +50,9 @@ def normalise(batch: Batch, normalizer: Normalizer, device: torch.device) -> tup
     images = batch.images.to(device, non_blocking=True).float()
     extra = (1,) * (images.ndim - 2)
     if normalizer.clip is not None:
-        low, high = (torch.tensor(side, device=device).view(1, -1, *extra) for side in normalizer.clip)
+        low, high = (
+            torch.tensor(side, device=device, dtype=torch.float32).view(1, -1, *extra) for side in normalizer.clip
+        )
         images = images.clamp(low, high)
     mean, std = (each.to(device, non_blocking=True).view(*each.shape, *extra) for each in (batch.mean, batch.std))
     valid = None if batch.valid is None else batch.valid.to(device, non_blocking=True)

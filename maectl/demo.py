@@ -99,6 +99,14 @@ def _shown(
         out=out / f"{_named('probe', view.name)}.json",
     )  # fmt: skip
     print(report(probed))
+    dense = None
+    if (images / "masks").is_dir():
+        console.say("\nprobing its patches with the label rasters ...")
+        dense = probe(
+            run, str(images), labels=None, method="linear", pool=None, seed=seed, workers=0,
+            out=out / f"{_named('probe-patches', view.name)}.json", masks=images / "masks",
+        )  # fmt: skip
+        print(report(dense))
     console.say("\nreconstructing images it has not seen ...")
     chosen = sources[:: max(1, len(sources) // SHOWN)][:SHOWN]
     paths = [
@@ -113,7 +121,9 @@ def _shown(
         run, paths if adapter.length == "m" else [str(images / "test")], out / _named("embeddings", view.name),
         dtype=None, pca=None, pool="mean", labels=None, seed=seed, workers=0,
     )  # fmt: skip
-    return {"pretrain": trained, "probe": probed, "reconstruct": pictures, "embed": features}
+    return {"pretrain": trained, "probe": probed, "reconstruct": pictures, "embed": features} | (
+        {"dense": dense} if dense else {}
+    )
 
 
 def _named(what: str, view: str) -> str:

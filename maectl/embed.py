@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from maectl import checkpoint, console, device
 from maectl.adapter import Adapter, Source, Values, Window
 from maectl.checkpoint import Config
-from maectl.errors import DataError, RunError, Unreadable, UsageError
-from maectl.lattice import Lattice
+from maectl.errors import DataError, MaectlError, RunError, Unreadable, UsageError
+from maectl.lattice import Lattice, affordable
 from maectl.mae import MaskedAutoencoder
 from maectl.maps import QuickLook, block_features
 from maectl.outputs import make, mapped, named, none_left, scanned
@@ -30,7 +30,8 @@ from maectl.table import Table, write_table
 __all__ = ["embed"]
 
 BLOCK = 64  # patches along each axis of what is written at once
-FITTED = 64  # blocks that axes and ranges are taken from
+FITTED = 64  # blocks that axes and ranges are taken from, fewer where these hold 64 million numbers
+NUMBERS = 1 << 26
 DTYPES = ("float32", "float16", "int8")
 Floats = npt.NDArray[np.float32]
 
@@ -65,19 +66,23 @@ def embed(
         adapter, index, rows, rejects = scanned(found.config, paths, out, Path(work))
         for each in rejects[:5]:
             console.warn(f"{each['source']}: {each['reason']}")
-        about = {"run": found.path.name, "images": 0, "width": pca or width}
+        about = {"checkpoint": found.path.name, "images": 0, "width": pca or width}
         if type(adapter).write_map is Adapter.write_map:
             make(out)
-            if adapter.private:
-                mapped(out, [index[row] for row, _ in rows])
+            fresh = adapter.private and mapped(out, [index[row] for row, _ in rows])
             asked = Table(found.config, adapter, index, rows, paths, labels, pool, pca, dtype or "float32", seed)
-            about |= write_table(asked, model, out, rejects, workers)
+            try:
+                about |= write_table(asked, model, out, rejects, workers)
+            except MaectlError:
+                if fresh:  # its numbers stand for nothing
+                    (out / "index.csv").unlink()
+                raise
         else:
             if labels is not None:
                 raise UsageError("--labels is for tables; a map has features of every patch")
             job = _Job(model, found.config, adapter, out, dtype or "float16", pca, seed, where)
             about |= _mapped(job, [(name, index[row]) for row, name in rows], rejects)
-    _written(out / "embedding.json", about)
+    _written(out / "embedding.json", json.dumps(about, indent=1).encode())
     return about | {"rejected": rejects}
 
 
@@ -115,11 +120,15 @@ class _Image:
         """float32 [D, h, w] of a block, NaN where there is nothing."""
         corner = tuple(side.start for side in block)
         if corner in self.kept:
-            return self.kept[corner]
-        job = self.job
-        return block_features(
-            self.read, self.lattice, block, job.model, job.config.normalizer, self.constants, job.device
-        )
+            return self.kept.pop(corner)
+        job, lattice = self.job, self.lattice
+        pixels = [max(sides) for sides in zip(lattice.step, lattice.patch, strict=True)]
+        rows: dict[int, list[Floats]] = {}
+        for part in lattice.blocks(affordable(BLOCK, pixels, self.source.shape[0]), block):
+            rows.setdefault(part[0].start, []).append(
+                block_features(self.read, lattice, part, job.model, job.config.normalizer, self.constants, job.device)
+            )
+        return np.concatenate([np.concatenate(row, axis=2) for row in rows.values()], axis=1)
 
 
 def _mapped(job: _Job, sources: list[tuple[str, Source]], rejects: list[dict[str, str]]) -> dict[str, Any]:
@@ -154,29 +163,33 @@ def _mapped(job: _Job, sources: list[tuple[str, Source]], rejects: list[dict[str
     about["scales"] = scales
     about["pca"] = None if kept is None else {"axes": len(kept.axes), "variance": [float(each) for each in kept.shares]}
     if kept is not None:
-        save_file({"mean": kept.mean, "axes": kept.axes}, job.out / "pca.safetensors")
+        _written(job.out / "pca.safetensors", save({"mean": kept.mean, "axes": kept.axes}))
     return about
 
 
 def _fitted(job: _Job, images: list[_Image], rejects: list[dict[str, str]]) -> Floats:
     """[N, D] features of a sample of blocks of all images, or of all where they are few. Raises DataError."""
     every = [(image, block) for image in images for block in image.lattice.blocks(BLOCK)]
-    order = generator(job.seed, 0, SAMPLE).permutation(len(every))[:FITTED]
-    parts = []
+    parts: list[Floats] = []
     with console.task("looking at a sample") as advance:
-        for number, place in enumerate(sorted(order.tolist()), 1):
+        for place in generator(job.seed, 0, SAMPLE).permutation(len(every)):
             image, block = every[place]
             try:
                 found = image.features(block)
             except Unreadable:  # told when its map is made
                 continue
+            known = found[:, ~np.isnan(found[0])].T
+            if not len(known):
+                continue
             image.kept[tuple(side.start for side in block)] = found
-            parts.append(found[:, ~np.isnan(found[0])].T)
-            advance(number, len(order))
-    seen = np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
-    if not len(seen):
-        raise none_left(rejects, "embedded") if rejects else DataError("no valid pixel in the images looked at")
-    return seen
+            parts.append(known)
+            advance(len(parts), min(FITTED, len(every)))
+            if len(parts) == FITTED or sum(part.size for part in parts) >= NUMBERS:
+                break
+    if not parts:
+        told = "no patch has features: less than half of each is valid and inside its image"
+        raise none_left(rejects, "embedded") if rejects else DataError(told)
+    return np.concatenate(parts)
 
 
 def _one(
@@ -222,9 +235,9 @@ def _lost(rejects: list[dict[str, str]], name: str, error: Unreadable) -> None:
     console.warn(f"{name}: {error}")
 
 
-def _written(path: Path, about: dict[str, Any]) -> None:
+def _written(path: Path, content: bytes) -> None:
     """What the numbers mean, beside them."""
     try:
-        path.write_text(json.dumps(about, indent=1), encoding="utf-8")
+        path.write_bytes(content)
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror}") from None

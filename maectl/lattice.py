@@ -8,10 +8,10 @@ image's size alone. A part is what is needed to know some patches of it: the til
 E the image's extent in pixels, G the lattice's in patches. Two axes: rows, columns.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import ceil, floor
+from math import ceil, floor, prod
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +22,10 @@ from maectl.resize import REACH, resample
 from maectl.tiling import Layout, layout
 from maectl.windows import cover, crop_pixels
 
-__all__ = ["Lattice", "Part"]
+__all__ = ["Lattice", "Part", "affordable"]
 
 SLACK = 1e-6  # of a patch: what rounding may add to an extent
+MOST = 1 << 25  # values of a part, as the image has them or as the model sees them
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,11 @@ class Lattice:
 
     def windows(self, side: int) -> Iterator[Window]:
         """Disjoint windows of so many of the image's pixels that cover it, row by row."""
-        yield from _squares(self.extent, side)
+        yield from _squares(tuple(slice(0, e) for e in self.extent), side)
 
-    def blocks(self, side: int) -> Iterator[Window]:
-        """Disjoint windows of so many patches that cover the lattice, row by row."""
-        yield from _squares(self.cells, side)
+    def blocks(self, side: int, within: Window | None = None) -> Iterator[Window]:
+        """Disjoint windows of so many patches that cover the lattice, or a window of it, row by row."""
+        yield from _squares(tuple(slice(0, side) for side in self.cells) if within is None else within, side)
 
     def holding(self, window: Window) -> Window:
         """The patches that the centres of a window's pixels lie in."""
@@ -142,6 +143,13 @@ class Part:
         return found
 
 
-def _squares(extent: tuple[int, ...], side: int) -> Iterator[Window]:
-    for corner in product(*(range(0, e, side) for e in extent)):
-        yield tuple(slice(start, min(start + side, e)) for start, e in zip(corner, extent, strict=True))
+def affordable(side: int, pixels: Sequence[float], channels: int) -> int:
+    """A side, halved until a square of it has 32 million values at most; ``pixels`` are those of 1 along each axis."""
+    while side > 1 and channels * prod(side * each for each in pixels) > MOST:
+        side //= 2
+    return side
+
+
+def _squares(window: Window, side: int) -> Iterator[Window]:
+    for corner in product(*(range(each.start, each.stop, side) for each in window)):
+        yield tuple(slice(start, min(start + side, each.stop)) for start, each in zip(corner, window, strict=True))

@@ -13,7 +13,7 @@ import torch
 
 from maectl.adapter import Pixels, Window
 from maectl.fidelity import fidelity, nearest_visible, patch_means
-from maectl.lattice import Lattice, Part
+from maectl.lattice import Lattice, Part, affordable
 from maectl.mae import MaskedAutoencoder
 from maectl.resize import resample
 from maectl.stats import Normalizer
@@ -21,7 +21,7 @@ from maectl.tiling import Mask, inpaint
 
 __all__ = ["Done", "Overview", "parts"]
 
-SIDE = 1024  # pixels along each axis of a part of an image
+SIDE = 1024  # pixels along each axis of a part of an image, at most
 SHOWN = 1024  # pixels along the longer axis of an overview, at most twice that
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -66,7 +66,8 @@ def parts(
     ``chosen`` are masks of one tile, which repeat over the whole lattice. Raises Unreadable.
     """
     tensors = (torch.from_numpy(constants[0]).float()[None], torch.from_numpy(constants[1]).float()[None])
-    for window in lattice.windows(SIDE):
+    side = affordable(SIDE, [max(1.0, scale) for scale in lattice.scale], len(constants[0]))
+    for window in lattice.windows(side):
         part = lattice.part(lattice.holding(window))
         seen = part.seen(read, constants[0])
         canvas = inpaint(model, seen, part.plan, chosen, mask_ratio, normalizer, tensors, device)

@@ -20,6 +20,8 @@ def scanned(
     config: Config, paths: Sequence[str], out: Path, work: Path
 ) -> tuple[Adapter, Index, list[tuple[int, str]], list[dict[str, str]]]:
     """The adapter, the index, its rows under the names the user gave them, and what a scan rejects."""
+    if any(Path(path).is_dir() and Path(path).resolve() == out.resolve() for path in paths):
+        raise UsageError(f"--out {out} holds the images, which pictures would be taken for: give another folder")
     recipe = config.seeing()
     if not all(Path(path).is_dir() for path in paths):  # who names a file means it
         recipe = recipe.model_copy(update={"include": (), "exclude": ()})
@@ -36,13 +38,16 @@ def scanned(
         str(path.absolute()): path
         for path in (Path(each) if Path(each).is_dir() else Path(each).parent for each in paths)
     }
+    ours = {folder: _inside(Path(folder), out) for folder in given}
     rows = []
     for row in range(len(found.index)):
         source = found.index[row]
-        if not _earlier(source, out.absolute()):
+        if not source.paths[0].startswith(ours[source.folder]):
             rows.append((row, str(given[source.folder] / source.paths[0])))
     rejects = [
-        {"source": str(given[folder] / names), "reason": reason} for folder, names, _, reason in found.rejects.rows
+        {"source": str(given[folder] / names), "reason": reason}
+        for folder, names, _, reason in found.rejects.rows
+        if not names.startswith(ours[folder])
     ]
     seen = [*(name for _, name in rows), *(each["source"] for each in rejects)]
     for path in map(Path, paths):
@@ -51,9 +56,10 @@ def scanned(
     return found.adapter, found.index, rows, rejects
 
 
-def _earlier(source: Source, out: Path) -> bool:
-    """Whether it is a picture of an earlier call, whose ``out`` lies in a folder of images given."""
-    return Path(source.folder) in out.parents and out in Path(source.files[0]).parents
+def _inside(folder: Path, out: Path) -> tuple[str, ...]:
+    """How paths begin, relative to a folder of images, of what earlier calls wrote to an ``out`` in it."""
+    folder, out = folder.resolve(), out.resolve()
+    return (f"{out.relative_to(folder).as_posix()}/",) if folder in out.parents else ()
 
 
 def make(out: Path) -> None:

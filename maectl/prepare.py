@@ -26,6 +26,7 @@ from maectl.stream import VERIFY, generator
 __all__ = ["Prepared", "prepare", "scan_with_recipe", "statistics"]
 
 DEFECTS = 5  # kinds of defects told of; 'maectl inspect' lists all
+WHOLE = ("data.crop=image", "model.image_size=auto", "model.patch_size=auto")  # overrides that see images whole
 SMALL = 96  # px: images up to this short side get the recipe for small images
 VERIFIED = 2000  # sources decoded before step 1 where all would cost too much
 OFTEN = 50  # views a source: from here on one more decode is under 2 % of the reading
@@ -97,9 +98,17 @@ def scan_with_recipe(
         name = found.adapter.suggest(found.facts) or _by_size(found.index)
         console.say(f"recipe: {name} ({recipe.named(name)}); --recipe decides otherwise")
         chosen = recipe.load(name, overrides)[0]
+        if _smaller(found.index, chosen):  # a folder of chips: their frame is the window
+            chosen = recipe.load(name, [*WHOLE, *overrides])[0]
+            console.say(f"most images are smaller than its windows: {', '.join(WHOLE)}")
         if _sees(chosen) != _sees(given):
             found = _scan(folders, kind, chosen, work / "again.arrow", workers)  # the first is still mapped
         given = chosen
+    elif _smaller(found.index, given):
+        console.warn(
+            f"most images are smaller than the window, data.crop={given.data.crop}, and are padded: "
+            + " ".join(f"--set {each}" for each in WHOLE)
+        )
     for note in found.notes:
         console.say(note)
     for defect, count in found.defects.most_common(DEFECTS):
@@ -111,6 +120,13 @@ def scan_with_recipe(
             "--set data.normalize=image"
         )
     return resolved(given.updated({"data": {"adapter": kind.name}}), found.index), found
+
+
+def _smaller(index: Index, chosen: Recipe) -> bool:
+    """Whether most images do not fill a window of so many pixels (``data.crop: 96px``); of volumes many do not."""
+    crop, shapes = chosen.data.crop, index.shapes[:, 1:]
+    window = float(crop.removesuffix("px")) if crop.endswith("px") and shapes.shape[1] == 2 else 0.0
+    return float(np.median(shapes.min(axis=1))) < window
 
 
 def _by_size(index: Index) -> str:

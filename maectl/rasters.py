@@ -31,6 +31,7 @@ NONE = int(np.iinfo(np.int64).min)  # in place of a class: no label
 COLOUR = 1 << 40  # added to red · 65536 + green · 256 + blue, lest a colour be a number
 GEOMETRY = ("orientation",)  # options of an adapter that must hold for an image and for its label raster alike
 KEPT = {"labels": ("skip", "keep")}  # options by which an adapter passes label rasters over: their default, and ours
+FLOAT32 = 1 << 24  # from here on float32 leaves out whole numbers
 PART = 1 << 24  # pixels of a label raster read at once
 Ints = npt.NDArray[np.int64]
 Names = tuple[str, ...]
@@ -65,10 +66,15 @@ class Raster:
             found = COLOUR + (red << 16) + (green << 8) + blue
         else:
             known = values[0] if valid is None else np.where(valid, values[0], 0)
-            found = known.astype(np.int64)
+            with np.errstate(invalid="ignore"):  # what int64 cannot hold is no whole number below
+                found = known.astype(np.int64)
             if (found != known).any():
                 some = known[found != known].flat[0]
                 raise UsageError(f"{self.path} is no label raster: {some:g} is no whole number")
+            if known.dtype == np.float32 and (np.abs(known) >= FLOAT32).any():
+                raise UsageError(
+                    f"{self.path} has class numbers of {FLOAT32:,} or more, which may be rounded: use smaller"
+                )
         if valid is not None:
             found[~valid] = NONE
         found[np.isin(found, self.ignored)] = NONE

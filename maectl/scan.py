@@ -218,8 +218,8 @@ def _unmixed(found: _Found) -> None:
 def _conversion(counts: dict[tuple[int, tuple[str, ...]], int], target: tuple[str, ...]) -> str:
     kinds = ", ".join(f"{count:,} {'/'.join(names)}" for (_, names), count in sorted(counts.items()))
     return (
-        f"channels differ ({kinds}): all are read as {'/'.join(target)}, which most have "
-        "(--set data.channels=1 or =3 decides otherwise)"
+        f"channels differ ({kinds}): all are read as {'/'.join(target)}, which most have, or left out "
+        "(--set data.channels=... decides otherwise)"
     )
 
 

@@ -200,6 +200,6 @@ class Normalizer:
         if mode == "percentiles":  # the range that holds 99 % of the pixels, onto [-1, 1]
             low, high = np.array(statistics.p0_5), np.array(statistics.p99_5)
             half = np.where(high > low, (high - low) / 2, 1.0)
-            return cls(tuple((low + half).tolist()), tuple(half.tolist()), (tuple(low), tuple(high)))
+            return cls(tuple((low + half).tolist()), tuple(half.tolist()), (tuple(low.tolist()), tuple(high.tolist())))
         own = mode in ("image", "foreground")
         return cls(tuple(statistics.mean), tuple(statistics.std), limits, own, mode == "foreground")

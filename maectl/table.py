@@ -1,5 +1,6 @@
 """Features as a Parquet table: a row an image, read back with any data frame library."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from maectl import console, device
 from maectl.adapter import Adapter
 from maectl.annotations import WHOLE, from_csv, from_folders
 from maectl.checkpoint import Config
-from maectl.errors import UsageError
+from maectl.errors import RunError, UsageError
 from maectl.features import Advance, Members, extract
 from maectl.index import Index
 from maectl.mae import MaskedAutoencoder
@@ -55,7 +56,11 @@ class Table:
     seed: int
 
     def schema(self, width: int) -> pa.Schema:
-        """row, path (unless names may identify people), group, label, features."""
+        """row, path (unless names may identify people), group, label, features.
+
+        Rows count the images from 0, as index.csv does. A path is relative to the folder given, of several folders as
+        the user would name it; bytes of it that are no UTF-8 are written as \\udcff.
+        """
         path = [] if self.adapter.private else [("path", pa.string())]
         features = ("features", pa.list_(TYPES[self.dtype], width))
         return pa.schema([("row", pa.int64()), *path, ("group", pa.int32()), ("label", pa.string()), features])
@@ -75,31 +80,42 @@ def write_table(
     names = dict(asked.rows)
     rows = np.array([row for row, _ in asked.rows], np.int64)
     projection = _projection(asked, model, reader, rows, workers)
-    path, written = out / "embeddings.parquet", 0
+    path, part, written = out / "embeddings.parquet", out / f".embeddings.parquet.{os.getpid()}", 0
     schema = asked.schema(asked.pca or int(model.cls_token.shape[-1]))
     groups = asked.index.groups
-    with pa.parquet.ParquetWriter(str(path), schema) as file:
-        for kept, features, lost in _features(asked, model, reader, rows, workers, "embedding"):
-            rejects += [{"source": names[row], "reason": reason} for row, reason in lost]
-            values = features if projection is None else projection.of(features.T).T
-            flat = pa.array(np.ascontiguousarray(values, asked.dtype).ravel())
-            columns = {
-                "row": pa.array(kept),
-                "path": pa.array([asked.index[int(row)].paths[0] for row in kept], pa.string()),
-                "group": pa.array(groups[kept], pa.int32()),
-                "label": pa.array([known.get(int(row)) for row in kept], pa.string()),
-                "features": pa.FixedSizeListArray.from_arrays(flat, values.shape[1]),
-            }
-            file.write_table(pa.table([columns[name] for name in schema.names], schema=schema))
-            written += len(kept)
-    if not written:
-        path.unlink()
-        raise none_left(rejects, "embedded")
+    try:
+        with pa.parquet.ParquetWriter(str(part), schema) as file:
+            for kept, features, lost in _features(asked, model, reader, rows, workers, "embedding"):
+                rejects += [{"source": names[row], "reason": reason} for row, reason in lost]
+                values = features if projection is None else projection.of(features.T).T
+                flat = pa.array(np.ascontiguousarray(values, asked.dtype).ravel())
+                paths = [asked.index[int(row)].paths[0] if len(asked.paths) == 1 else names[int(row)] for row in kept]
+                columns = {
+                    "row": pa.array(np.searchsorted(rows, kept)),
+                    "path": pa.array([_text(each) for each in paths], pa.string()),
+                    "group": pa.array(groups[kept], pa.int32()),
+                    "label": pa.array([_text(known.get(int(row))) for row in kept], pa.string()),
+                    "features": pa.FixedSizeListArray.from_arrays(flat, values.shape[1]),
+                }
+                file.write_table(pa.table([columns[name] for name in schema.names], schema=schema))
+                written += len(kept)
+        if not written:
+            raise none_left(rejects, "embedded")
+        part.replace(path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
     pca = None if projection is None else {"axes": asked.pca, "variance": [float(each) for each in projection.shares]}
     return {
         "kind": "table", "images": written, "outputs": [str(path)], "dtype": asked.dtype, "pool": asked.pool,
-        "labelled": len(known), "pca": pca,
+        "labelled": len(known.keys() & names.keys()), "pca": pca,
     }  # fmt: skip
+
+
+def _text(name: str | None) -> str | None:
+    """A name as valid UTF-8."""
+    return name and name.encode("utf-8", "backslashreplace").decode()
 
 
 def _projection(asked: Table, model: MaskedAutoencoder, reader: Reader, rows: Ints, workers: int) -> Projection | None:

@@ -24,7 +24,10 @@ COMMANDS = {
         "FOLDER", "--out", "--recipe", "--adapter", "--set", "--init", "--epochs", "--steps", "--max-time",
         "--batch-size", "--devices", "--workers", "--resume", "--overwrite", "--dry-run", "--json",
     },
-    "probe": {"RUN", "FOLDER", "--labels", "--method", "--pool", "--per", "--seed", "--out", "--workers", "--json"},
+    "probe": {
+        "RUN", "FOLDER", "--labels", "--method", "--pool", "--per", "--masks", "--ignore", "--seed", "--out",
+        "--workers", "--json",
+    },
     "reconstruct": {"RUN", "PATH", "--out", "--mask-ratio", "--seed", "--cover", "--format", "--json"},
     "inspect": {"FOLDER", "--adapter", "--workers", "--json"},
     "recipes": {"NAME"},

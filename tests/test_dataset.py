@@ -257,6 +257,13 @@ def test_what_the_model_sees_is_normalised_and_clipped_and_values_survive(tmp_pa
     torch.testing.assert_close(clipped, (batch.images.clamp(0, 1500) - mean) / std)
 
 
+def test_percentiles_that_were_just_measured_leave_images_in_float32(photographs):
+    made = views(reader(photographs), "percentiles")
+    images, _ = normalise(batches(made, steps=range(1))[0], made.normalizer, torch.device("cpu"))
+    assert images.dtype == torch.float32
+    assert images.abs().max() <= 1.001
+
+
 def test_bytes_stay_bytes_until_the_device(photographs):
     assert batches(views(reader(photographs)), steps=range(1))[0].images.dtype == torch.uint8
 

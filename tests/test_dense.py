@@ -176,6 +176,16 @@ def test_an_image_or_label_raster_that_cannot_be_read_is_left_out_and_told(run: 
     assert "2 images or their label rasters cannot be read, e.g. 3.png" in capsys.readouterr().err
 
 
+def test_a_label_raster_that_is_no_image_is_left_out_and_its_name_is_not_exported(run: Path, tmp_path: Path, capsys):
+    root = scenes(tmp_path, range(8))
+    (root / "masks" / "3.png").write_bytes(b"not an image")
+    found = probed(run, root / "images", root / "masks")
+    assert found["images"] == 7
+    assert "left out, label raster unreadable: 1 images" in found["notes"]
+    assert "3.png" not in json.dumps(found)
+    assert "label rasters cannot be read, e.g." in capsys.readouterr().err
+
+
 # ---- label rasters -----------------------------------------------------------------------------------------------
 
 
@@ -458,21 +468,24 @@ def test_features_of_patches_are_the_model_s_tokens_and_the_baselines_what_they_
 def test_no_test_window_of_one_scene_touches_a_training_window(windowed: Path, tmp_path: Path, monkeypatch):
     image, truth = scene(3, (20, 28))
     path, mask = write(tmp_path / "scene.png", image), write(tmp_path / "mask" / "scene.png", truth)
-    got = []
-    original = dense.features
-    monkeypatch.setattr(dense, "features", lambda *given: got.append(given) or original(*given))
-    seen = set()
-    for seed in range(6):
+    asked, known = [], []
+    features, evaluate = dense.features, scoring.evaluate
+    monkeypatch.setattr(dense, "features", lambda *given: asked.append(given) or features(*given))
+    monkeypatch.setattr(scoring, "evaluate", lambda x, y, **how: known.append(y) or evaluate(x, y, **how))
+    for seed in range(2):
         found = probed(windowed, path, mask, seed=seed)
         assert found["split"].startswith("within scene: the ")
         assert "nothing about other scenes" in found["split"]
         assert any("not independent" in note for note in found["notes"])
-        seen.add(found["split"].split(" for testing")[0])
-        _, _, _, chosen, windows, _, _ = got[-1]
-        assert found["n_train"] + found["n_test"] == len(windows)
-        looks = looks_of(windowed, (160, 224))
-        assert [look.window for look in chosen] == [look.window for look in looks]
-    assert len(seen) > 1
+        _, _, _, chosen, windows, _, _ = asked[-1]
+        parts = [np.zeros((160, 224), bool) for _ in range(2)]  # test, train
+        for number, train in zip(windows, known[-1].train, strict=True):
+            parts[int(train)][chosen[number].window] = True
+        lines = ([np.flatnonzero(part.any(axis=axis)) for part in parts] for axis in (1, 0))
+        rows, columns = (np.abs(test[:, None] - train).min() for test, train in lines)
+        assert max(rows, columns) > 32  # a whole window lies between
+        assert len(known[-1].groups) == found["n_train"] + found["n_test"]
+        assert len(np.unique(known[-1].groups)) == len(np.unique(windows))
 
 
 @given(st.integers(0, 10_000), st.integers(3, 8), st.integers(1, 8))

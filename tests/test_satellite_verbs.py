@@ -334,3 +334,33 @@ def test_overviews_are_only_read_where_no_pixel_can_be_invalid(tmp_path):
     bad = np.zeros((512, 512), bool)
     bad[100:110, 100:110] = True
     np.testing.assert_array_equal(~found.valid, bad.reshape(128, 4, 128, 4).any(axis=(1, 3)))
+
+
+def test_chips_smaller_than_a_recipes_window_are_seen_whole_where_the_recipe_was_not_named(tmp_path):
+    from maectl.prepare import scan_with_recipe
+
+    for number in range(4):
+        put(tmp_path / "chips" / f"{number}.tif", scene(number, height=64, width=64))
+        put(tmp_path / "scenes" / f"{number}.tif", scene(number, height=200, width=150))
+    (tmp_path / "work").mkdir()
+    chips, _ = scan_with_recipe([tmp_path / "chips"], None, None, [], tmp_path / "work")
+    assert (chips.data.crop, chips.model.image_size, chips.model.patch_size) == ("image", (64, 64), (8, 8))
+    assert chips.data.rotate
+    named, _ = scan_with_recipe([tmp_path / "chips"], "rasters", None, [], tmp_path / "work")
+    assert named.data.crop == "96px"
+    scenes, _ = scan_with_recipe([tmp_path / "scenes"], None, None, [], tmp_path / "work")
+    assert (scenes.data.crop, scenes.data.adapter) == ("96px", "satellite")
+
+
+def test_bands_of_one_order_and_meaning_a_run_and_files_that_lack_one_are_told(tmp_path):
+    put(tmp_path / "in" / "a.tif", scene(0))
+    put(tmp_path / "in" / "b.tif", scene(1))
+    put(tmp_path / "in" / "c.tif", scene(2, bands=3))
+    found = scan([tmp_path / "in"], load("satellite"), DataRecipe(), tmp_path / "index.arrow")
+    assert [source.channels for source, _ in found.index.kinds] == [("B2", "B3", "B4", "B5")]
+    assert found.rejects.rows[0][3] == "has bands B2, B3, B4; this run wants band B5"
+    some = DataRecipe(channels=("B4", "B2"))
+    found = scan([tmp_path / "in"], load("satellite"), some, tmp_path / "some.arrow")
+    assert len(found.index) == 3
+    pixels = Reader(found.index, found.adapter).read(2)
+    np.testing.assert_array_equal(pixels.values, scene(2, bands=3)[[2, 0]])

@@ -109,8 +109,8 @@ class Satellite(Adapter):
         """The names themselves: bands have one order and meaning a run."""
         return channels
 
-    def suggest(self, facts: Mapping[str, int]) -> str | None:
-        """The recipe of the commonest instrument, else by the number of bands; None where size alone decides."""
+    def suggest(self, facts: Mapping[str, int]) -> str:
+        """The recipe of the commonest instrument, else by the number of bands and the pixel's size."""
         sensor, times = _commonest(facts, "sensor")
         count, dtype = _bands(_commonest(facts, "bands")[0])
         if 2 * times >= sum(seen for fact, seen in facts.items() if fact.startswith("driver: ")):
@@ -125,7 +125,7 @@ class Satellite(Adapter):
         if count > _HYPERSPECTRAL:
             return "hyperspectral"
         near = _commonest(facts, "pixels")[0].startswith("below")
-        return "aerial-rgb" if count == _RGB and dtype == "uint8" and near else None
+        return "aerial-rgb" if count == _RGB and dtype == "uint8" and near else "rasters"
 
     def scan(self, files: Files) -> Iterator[Source | Reject]:
         """Every scene among ``files``: [bands, H, W], axes row and column, spacing in metres.

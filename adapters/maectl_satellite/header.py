@@ -1,5 +1,6 @@
 """One file's header, by GDAL: what there is, without its pixels but for a few blocks where an option must look."""
 
+import itertools
 import math
 import os
 from collections.abc import Iterator
@@ -114,11 +115,14 @@ def header(
         return Reject((path,), _alien(path, head)) if named and head[:4] not in TIFF else None
     elif path.lower().endswith(_SIDECARS) and os.path.isfile(os.path.splitext(whole)[0]):
         return None  # overviews or a mask of another file
+    beside = [each for one in (path, *parts) for each in _sidecars(os.path.join(folder, one))]
+    if alien := next((each for each in beside if not _is_tiff(each)), None):
+        return Reject((path,), f"{os.path.basename(alien)} beside it is no TIFF, and GDAL would open it: take it away")
     faults: Failure = (*failures(), ValueError)  # rasterio's own: a system or a text it cannot make sense of
     with environment():
         try:
-            if any(_names_overviews(os.path.join(folder, part)) for part in parts):
-                return Reject((path,), "a file that it names has overviews elsewhere, which are not opened")
+            if any(_names_overviews(each) for each in (*(os.path.join(folder, part) for part in parts), *beside)):
+                return Reject((path,), "a file of it names overviews elsewhere, which are not opened")
             with fresh(whole) as raster:
                 found = _checked(raster, path, folder, parts, palettes)
                 if isinstance(found, Reject):
@@ -127,6 +131,24 @@ def header(
                 return _looked(raster, found) if wanted else found
         except faults as error:
             return Reject((path,), f"damaged, or not readable by GDAL: {told(error, whole)}")
+
+
+def _sidecars(path: str) -> Iterator[str]:
+    """The files that GDAL opens for a raster's overviews and mask, with any of its drivers, and theirs."""
+    for suffix in (*_SIDECARS, *map(str.upper, _SIDECARS)):
+        if os.path.isfile(path + suffix):
+            yield path + suffix
+            yield from _sidecars(path + suffix)
+
+
+def _is_tiff(path: str) -> bool:
+    """Whether a file is a TIFF; an empty one, or one that may not be read, is opened by no driver."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(256)
+    except OSError:
+        return True
+    return not head or is_tiff(head)
 
 
 def _alien(path: str, head: bytes) -> str:
@@ -260,10 +282,11 @@ def _looked(raster: "DatasetReader", found: Raster) -> Raster:
     """With what valid values in a few places say. A place that cannot be read says nothing: reading will tell."""
     least, negative = math.inf, False
     numbers = [number for number, colour in enumerate(found.colours, 1) if colour != "alpha"][:_BANDS_LOOKED]
-    for window in _places(found.shape, found.block):
+    # Band by band: those of a VRT may differ in type, and rasterio reads bands of one type at once.
+    for window, number in itertools.product(list(_places(found.shape, found.block)), numbers):
         try:
-            values = raster.read(numbers, window=window)
-            valid = raster.read_masks(numbers, window=window) > 0
+            values = raster.read(number, window=window)
+            valid = raster.read_masks(number, window=window) > 0
         except failures():
             continue
         if values.dtype.kind == "f":

@@ -122,14 +122,18 @@ def alphas(raster: "DatasetReader") -> list[int]:
 
 
 def masked(raster: "DatasetReader", numbers: Sequence[int]) -> list[int]:
-    """The bands whose masks, together, are all the stored ones (internal, sidecar, of a VRT) of bands ``numbers``."""
+    """The bands whose masks, together, are all the stored ones (internal, sidecar, of a VRT) of bands ``numbers``.
+
+    And those whose nodata value rasterio does not tell: the greatest integers of 64 bits, which no float is.
+    """
     flag = gdal().enums.MaskFlags
     found: list[int] = []
     flags = raster.mask_flag_enums
     shared = False  # one for all bands is read once
     for number in numbers:
         kinds = set(flags[number - 1])
-        if flag.all_valid in kinds or flag.alpha in kinds or kinds == {flag.nodata}:
+        untold = raster.nodatavals[number - 1] is None and raster.dtypes[number - 1] in ("int64", "uint64")
+        if flag.all_valid in kinds or flag.alpha in kinds or (kinds == {flag.nodata} and not untold):
             continue
         if flag.per_dataset not in kinds or not shared:
             found.append(number)

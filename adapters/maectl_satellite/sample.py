@@ -18,7 +18,7 @@ __all__ = ["landscapes"]
 
 CLASSES = ("fields", "forest", "town", "water")  # 1 to 4 in the label rasters, where 0 is no label
 BANDS = ("blue", "green", "red", "nir", "swir1", "swir2")
-SCENES = {"train": 60, "test": 30}  # a class
+SCENES = {"train": 40, "test": 20}  # a class
 SMALL, LARGE = (64, 64), (160, 128)  # rows, columns
 LARGE_ONES = 3  # of a class, in test
 METRES = 10  # a pixel

@@ -42,7 +42,7 @@ class _Kept:
     bands    a dict a band, of lists: colorinterp, scales, offsets, units
     alpha    the number of the alpha band in the source's only file, copied as a last band; None where there is none
     masked   whether an internal mask is written: where the source has one, where its bands have different nodata
-             values, which one GeoTIFF cannot say, and where alpha lies in several files
+             values, which one GeoTIFF cannot say, or one that cannot be written, and where alpha lies in several files
     """
 
     about: dict[str, Any]
@@ -190,7 +190,9 @@ def _kept(files: Sequence[str], layout: Layout) -> _Kept:
             raster = opened(files[band.file])
             for name, listed in bands.items():
                 listed.append(getattr(raster, name)[band.number - 1])
-            nodata.add(_held(raster.nodatavals[band.number - 1], layout.stored))
+            value = raster.nodatavals[band.number - 1]
+            nodata.add(_held(value, layout.stored))
+            mask = mask or _is_too_long(value, layout.stored)
             clear = alphas(raster) or clear
             mask = mask or bool(masked(raster, [band.number]))
     # The colours of a palette are not taken over, nor is its name.
@@ -213,11 +215,23 @@ def _kept(files: Sequence[str], layout: Layout) -> _Kept:
 def _held(nodata: float | None, dtype: str) -> float | None:
     """A nodata value, if pixels of this type can hold it."""
     kind = np.dtype(dtype)
-    if nodata is None or (kind.kind != "f" and is_nodata(np.zeros(0, kind), nodata) is None):
+    if (
+        nodata is None
+        or _is_too_long(nodata, dtype)
+        or (kind.kind != "f" and is_nodata(np.zeros(0, kind), nodata) is None)
+    ):
         return None
     if kind.kind == "f" and math.isfinite(nodata) and abs(nodata) > np.finfo(kind).max:
         return None
     return nodata
+
+
+def _is_too_long(nodata: float | None, dtype: str) -> bool:
+    """Whether rasterio would write a nodata value of 64-bit integers wrongly.
+
+    It gives GDAL a float, whose text has 17 digits: "-9.2233720368547758e+18" is read as -9.
+    """
+    return nodata is not None and dtype in ("int64", "uint64") and abs(nodata) >= 1e17
 
 
 def _unmeant(values: Array, layout: Layout) -> Array:
