@@ -94,3 +94,18 @@ def test_the_ends_of_64_bit_integers_are_nodata_and_stay_so_when_written(tmp_pat
     back = adapter.read(_only(written))
     assert back.valid is not None
     assert not back.valid.any()
+
+
+@pytest.mark.parametrize("text", ["descriptions", "units"])
+def test_a_text_or_a_name_that_is_not_in_utf_8_is_told_as_such(tmp_path, text):
+    path = _raster(tmp_path / "a.tif", np.ones((1, 40, 40), np.float32))
+    with gdal().open(path, "r+") as target:
+        setattr(target, text, ("XXm",))
+    path.write_bytes(path.read_bytes().replace(b"XXm", b" \xb5m"))  # Latin-1
+    found = _only(path)
+    assert isinstance(found, Reject)
+    assert "(a band's name or unit) is not in UTF-8" in found.reason
+    path.rename(tmp_path / "\udcff.tif")
+    (found,) = Satellite().scan(Files(tmp_path))
+    assert isinstance(found, Reject)
+    assert found.reason.startswith("its name is not in UTF-8")

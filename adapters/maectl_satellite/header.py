@@ -16,7 +16,7 @@ from maectl_satellite.ground import spacing
 from maectl_satellite.handles import Failure, environment, failures, fresh, gdal, told
 from maectl_satellite.layout import Affine
 from maectl_satellite.tiff import JP2, TIFF, is_tiff
-from maectl_satellite.vrt import Refused, is_vrt, members
+from maectl_satellite.vrt import SIDECARS, Refused, is_vrt, members, not_tiff, sidecars
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["SUFFIXES", "Raster", "header"]
 
 SUFFIXES = (".tif", ".tiff", ".gtif", ".gtiff", ".btf", ".tf8", ".vrt", ".jp2")
-_SIDECARS = (".ovr", ".msk")
 _LONGEST = 1 << 31  # pixels a side
 _DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
 _LOOKED = 128  # pixels a side of the places looked at, of which there are at most five
@@ -113,10 +112,10 @@ def header(
             return Reject((path,), f"a file that it names cannot be opened: {error.strerror}")
     elif not is_tiff(head) and not head.startswith(JP2):
         return Reject((path,), _alien(path, head)) if named and head[:4] not in TIFF else None
-    elif path.lower().endswith(_SIDECARS) and os.path.isfile(os.path.splitext(whole)[0]):
+    elif path.lower().endswith(SIDECARS) and os.path.isfile(os.path.splitext(whole)[0]):
         return None  # overviews or a mask of another file
-    beside = [each for one in (path, *parts) for each in _sidecars(os.path.join(folder, one))]
-    if alien := next((each for each in beside if not _is_tiff(each)), None):
+    beside = [each for one in (path, *parts) for each in sidecars(os.path.join(folder, one))]
+    if alien := next((each for each in beside if not_tiff(each)), None):
         return Reject((path,), f"{os.path.basename(alien)} beside it is no TIFF, and GDAL would open it: take it away")
     faults: Failure = (*failures(), ValueError)  # rasterio's own: a system or a text it cannot make sense of
     with environment():
@@ -129,26 +128,12 @@ def header(
                     return found
                 wanted = decibel or (offset and _is_unclear(found, sensor))
                 return _looked(raster, found) if wanted else found
+        except UnicodeEncodeError:
+            return Reject((path,), "its name is not in UTF-8, which GDAL cannot open: rename it")
+        except UnicodeDecodeError:
+            return Reject((path,), "a text in it (a band's name or unit) is not in UTF-8: write it anew with GDAL")
         except faults as error:
             return Reject((path,), f"damaged, or not readable by GDAL: {told(error, whole)}")
-
-
-def _sidecars(path: str) -> Iterator[str]:
-    """The files that GDAL opens for a raster's overviews and mask, with any of its drivers, and theirs."""
-    for suffix in (*_SIDECARS, *map(str.upper, _SIDECARS)):
-        if os.path.isfile(path + suffix):
-            yield path + suffix
-            yield from _sidecars(path + suffix)
-
-
-def _is_tiff(path: str) -> bool:
-    """Whether a file is a TIFF; an empty one, or one that may not be read, is opened by no driver."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(256)
-    except OSError:
-        return True
-    return not head or is_tiff(head)
 
 
 def _alien(path: str, head: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Which files a VRT names, and whether GDAL may open it.
+"""Which files GDAL opens besides a raster: those a VRT names, overviews and masks; and whether it may.
 
 A VRT can name any file or address, in any of GDAL's formats, and hold programs. GDAL opens its sources with every
 driver there is, so what a VRT may say is a list: elements, attributes, and sources that are TIFF, JPEG 2000 or VRT
@@ -13,7 +13,9 @@ from collections.abc import Iterator
 
 from maectl_satellite.tiff import JP2, is_tiff
 
-__all__ = ["Refused", "is_vrt", "members"]
+__all__ = ["SIDECARS", "Refused", "is_vrt", "members", "not_tiff", "sidecars"]
+
+SIDECARS = (".ovr", ".msk")
 
 _LARGEST = 10_000_000  # bytes of a VRT
 _DEEPEST = 8  # VRTs in VRTs
@@ -78,6 +80,24 @@ def members(folder: str, path: str) -> tuple[str, ...]:
     found: dict[str, None] = {}
     _walk(root, os.path.realpath(os.path.join(folder, path)), (), found)
     return tuple(found)
+
+
+def sidecars(path: str) -> Iterator[str]:
+    """The files that GDAL opens for a raster's overviews and mask, with any of its drivers, and theirs."""
+    for suffix in (*SIDECARS, *map(str.upper, SIDECARS)):
+        if os.path.isfile(path + suffix):
+            yield path + suffix
+            yield from sidecars(path + suffix)
+
+
+def not_tiff(path: str) -> bool:
+    """Whether a file holds something else than a TIFF; what is empty, or may not be read, no driver opens."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(256)
+    except OSError:
+        return False
+    return bool(head) and not is_tiff(head)
 
 
 def _walk(root: str, real: str, above: tuple[str, ...], found: dict[str, None]) -> None:
