@@ -17,13 +17,13 @@ from maectl import checkpoint, console, device
 from maectl.adapter import Adapter, Source, Values, Window
 from maectl.checkpoint import Config
 from maectl.errors import DataError, MaectlError, RunError, Unreadable, UsageError
+from maectl.huge import is_huge, sample
 from maectl.lattice import Lattice, affordable
 from maectl.mae import MaskedAutoencoder
 from maectl.maps import QuickLook, block_features
 from maectl.outputs import make, mapped, named, none_left, scanned
 from maectl.projection import Projection, byte_scales, quantised
 from maectl.restoration import check
-from maectl.store import huge, sample
 from maectl.stream import SAMPLE, generator
 from maectl.table import Table, write_table
 
@@ -106,7 +106,7 @@ class _Image:
     def __init__(self, job: _Job, name: str, source: Source) -> None:
         self.job, self.name, self.source = job, name, source
         check(source, job.config)
-        if job.config.crop == "image" and huge(source.shape, source.dtype):
+        if job.config.crop == "image" and is_huge(source.shape, source.dtype):
             raise Unreadable("too large for a model trained on whole images: train on windows (data.crop=224px, say)")
         try:
             self.lattice = Lattice.of(source, job.config)

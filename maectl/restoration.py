@@ -30,12 +30,12 @@ from maectl.adapter import Adapter, Pixels, Source, Values, Window
 from maectl.checkpoint import Config
 from maectl.errors import RunError, Unreadable, UsageError
 from maectl.fidelity import compared, fidelity, joined, nearest_visible, patch_means
+from maectl.huge import is_huge, sample
 from maectl.lattice import Lattice
 from maectl.mae import MaskedAutoencoder
 from maectl.mosaic import Done, Overview, parts
 from maectl.planes import along, rest
 from maectl.resize import pad, resize
-from maectl.store import huge, sample
 from maectl.stream import RECONSTRUCT, generator
 from maectl.tiling import Layout, back, inpaint, layout, masks, places
 from maectl.windows import crop_pixels, room
@@ -70,7 +70,7 @@ def restore(job: Job, name: str, source: Source, place: int, path: Path) -> dict
     axis = check(source, job.config)
     if axis < 0 and job.config.crop != "image" and len(source.shape) == 3:
         return _in_parts(job, name, source, place, path)
-    if huge(source.shape, source.dtype):
+    if is_huge(source.shape, source.dtype):
         raise Unreadable(
             f"{'x'.join(map(str, source.shape[1:]))} pixels are too many for a model that was trained on whole images: "
             "train with a window (data.crop=224px, say)"

@@ -16,12 +16,11 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from math import prod
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,13 +28,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from maectl import huge
 from maectl.adapter import Adapter, Pixels, Source, Window
 from maectl.errors import DataError, Unreadable
 from maectl.index import Index
-from maectl.stream import LOOK, generator
 
 __all__ = [
-    "NOTHING", "Reader", "Store", "bounded", "build", "default_folder", "huge", "in_order", "raw_bytes", "sample",
+    "NOTHING", "Reader", "Store", "bounded", "build", "default_folder", "in_order", "raw_bytes",
 ]  # fmt: skip
 
 VERSION = 2
@@ -43,13 +42,8 @@ ENDS = 4096  # bytes hashed at each end of a file
 SHARD = 1 << 30  # bytes of pixels after which a new shard begins
 RESERVE = 1 << 30  # bytes always left free on the disk
 UNDER_WAY = 8 << 30  # bytes of whole sources in memory at once
-HUGE = 1 << 29  # bytes above which an image is not decoded whole, but band by band
-BAND = 1 << 27  # bytes a band
-BLOCK = 512  # rows: bands are whole multiples, so that a block of a raster is decoded once
-LOOKED_AT = 32  # windows of 512 x 512 that stand for a huge image in statistics
 NOTHING = "no valid pixel (all nodata, transparent or not finite)"
 SPOOLED = 1 << 26  # bytes of validity kept in memory while a source is written
-COARSE = 1 << 24  # pixels of a window above which fewer are asked for, where fewer are used
 STALE = 86_400  # seconds after which an unfinished shard is taken for a killed build's
 SCHEMA = pa.schema(
     [("key", pa.binary(16)), ("offset", pa.int64()), ("valid_offset", pa.int64())]  # valid_offset -1: all valid
@@ -136,7 +130,7 @@ class Reader:
         ``size`` is what the pixels will be resized to. A window of more than 16 million pixels may then have fewer,
         but at least twice that along each axis: what an overview holds, or a store's every n-th.
         """
-        shape = None if size is None or window is None else _fewer(window, size)
+        shape = None if size is None or window is None else huge.fewer(window, size)
         if self.store is not None and row in self.store:
             return self.store.read(row, window, shape)
         source = self.index[row]
@@ -151,56 +145,21 @@ class Reader:
 
     def huge(self, row: int) -> bool:
         """Whether a source is an image too large to be decoded whole."""
-        return huge(self.index.shapes[row].tolist(), self.index.dtype(row))
+        return huge.is_huge(self.index.shapes[row].tolist(), self.index.dtype(row))
 
     def bands(self, row: int) -> list[Window]:
         """Windows that cover a source, one unless it is huge: whole rows, top to bottom."""
-        channels, *extent = (int(side) for side in self.index.shapes[row])
-        rest = tuple(slice(0, side) for side in extent[1:])
-        rows = extent[0]
-        if self.huge(row):
-            rows = BAND // (channels * extent[1] * self.index.dtype(row).itemsize)
-            rows = max(1, rows // BLOCK * BLOCK or rows)
-        return [(slice(first, min(first + rows, extent[0])), *rest) for first in range(0, extent[0], rows)]
+        return huge.bands(self.index.shapes[row].tolist(), self.index.dtype(row))
 
     def sample(self, row: int) -> Pixels:
         """A source's pixels for statistics: all, or of a huge one 32 windows below one another, always the same."""
-        return sample(partial(self.read, row), self.index.shapes[row].tolist(), self.index.dtype(row))
+        return huge.sample(partial(self.read, row), self.index.shapes[row].tolist(), self.index.dtype(row))
 
     def sampled(self) -> npt.NDArray[np.int64]:
         """[N] how many pixels `sample` gives of each source."""
         sizes: npt.NDArray[np.int64] = self.index.shapes[:, 1:].prod(axis=1, dtype=np.int64)
         images = self.index.shapes.shape[1] == 3
-        return np.where(images & (sizes > LOOKED_AT * BLOCK**2), LOOKED_AT * BLOCK**2, sizes)
-
-
-def huge(shape: Sequence[int], dtype: npt.DTypeLike) -> bool:
-    """Whether [C, *S] is an image too large to be decoded whole. Volumes never are: few formats have windows."""
-    return len(shape) == 3 and prod(shape) * np.dtype(dtype).itemsize > HUGE
-
-
-def sample(read: Callable[[Window | None], Pixels], shape: Sequence[int], dtype: npt.DTypeLike) -> Pixels:
-    """Pixels that stand for an image [C, *S]: all, or of a huge one 32 windows, which its size decides."""
-    if not huge(shape, dtype):
-        return read(None)
-    extent, chance = shape[1:], generator(0, prod(shape), LOOK)
-    sides = [min(BLOCK, side) for side in extent]
-    parts = []
-    for _ in range(LOOKED_AT):
-        corner = [int(chance.integers(0, -(-e // s))) * s for e, s in zip(extent, sides, strict=True)]
-        starts = [min(start, e - s) for start, e, s in zip(corner, extent, sides, strict=True)]
-        parts.append(read(tuple(slice(a, a + s) for a, s in zip(starts, sides, strict=True))))
-    valid = None
-    if any(part.valid is not None for part in parts):
-        valid = np.concatenate([np.ones(sides, np.bool_) if part.valid is None else part.valid for part in parts])
-    return Pixels(np.concatenate([part.values for part in parts], axis=1), valid)
-
-
-def _fewer(window: Window, size: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The fewest pixels a window may be read with to become ``size``; None where it is to be read as it is."""
-    sides = [side.stop - side.start for side in window]
-    least = tuple(min(side, 2 * wanted) for side, wanted in zip(sides, size, strict=True))
-    return least if prod(sides) > COARSE and prod(least) * 4 <= prod(sides) else None
+        return np.where(images & (sizes > huge.LOOKED_AT * huge.BLOCK**2), huge.LOOKED_AT * huge.BLOCK**2, sizes)
 
 
 def default_folder(run: Path) -> Path:
@@ -218,7 +177,7 @@ def bounded(index: Index, workers: int) -> int:
     """So many threads (0: one a core), or fewer where sources are so large that as many would not fit in memory."""
     largest = int((index.shapes.prod(axis=1, dtype=np.int64) * index.itemsizes).max())
     if index.shapes.shape[1] == 3:  # images: a huge one is read band by band, or a sample of it
-        largest = min(largest, HUGE)
+        largest = min(largest, huge.HUGE)
     return max(1, min(workers or os.cpu_count() or 1, UNDER_WAY // (2 * largest)))
 
 
@@ -258,9 +217,9 @@ def _built(
     reader, workers = Reader(index, adapter), bounded(index, workers)
     writer = _Writer(folder)
     try:
-        huge = np.array([reader.huge(row) for row in wanted])
-        decoded = in_order(lambda row: (row, _decoded(reader, row)), wanted[~huge], workers)
-        parted = ((row, in_order(partial(reader.read, row), reader.bands(row), workers)) for row in wanted[huge])
+        large = np.array([reader.huge(row) for row in wanted])
+        decoded = in_order(lambda row: (row, _decoded(reader, row)), wanted[~large], workers)
+        parted = ((row, in_order(partial(reader.read, row), reader.bands(row), workers)) for row in wanted[large])
         for done, (row, parts) in enumerate(chain(decoded, parted), 1):
             reason = parts if isinstance(parts, str) else writer.add(bytes(keys[row]), parts)
             if reason is not None:

@@ -8,8 +8,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     ["errors", "adapter"],
-    ["console", "registry", "recipe", "windows", "stream", "index", "planes", "columns", "scan", "stats", "store",
-     "tables", "annotations", "labels", "bootstrap", "overlap", "solvers", "scoring", "blocks", "prepare", "inspection"],
+    ["console", "registry", "recipe", "windows", "stream", "index", "planes", "columns", "scan", "stats", "huge",
+     "store", "tables", "annotations", "labels", "bootstrap", "overlap", "solvers", "scoring", "blocks", "prepare",
+     "inspection"],
     ["positions", "vit", "mae", "baselines", "optim", "device", "resize", "dataset", "checkpoint", "warmstart", "run",
      "features", "tiling", "lattice", "fidelity", "mosaic", "panels", "confusion", "restoration", "projection", "maps",
      "rasters", "covering", "tokens", "dense"],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maectl import store as module
+from maectl import huge as module
 from maectl.adapter import Pixels
 from maectl.errors import Unreadable
 from maectl.recipe import DataRecipe

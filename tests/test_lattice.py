@@ -159,7 +159,8 @@ def test_a_perfect_prediction_comes_back_as_the_image(scale):
     window = (slice(16, 80), slice(0, 64))
     part = lattice.part(lattice.holding(window))
     seen = part.seen(reader(Pixels(smooth)), ZERO)
-    found = back(seen.values.astype(np.float32), np.ones(part.plan.cells, bool), part, window)
+    used = np.ones(part.plan.cells, bool)
+    found = back(seen.values.astype(np.float32), used, part, window, used)
     inner = (slice(None), slice(4, -12), slice(4, -12))
     np.testing.assert_allclose(found[inner], smooth[(slice(None), *window)][inner], atol=0.3)
 
@@ -203,10 +204,10 @@ def test_an_overview_is_every_nth_pixel(monkeypatch):
 
 
 def test_an_image_too_large_to_be_seen_whole_is_refused_with_what_to_do(tmp_path, monkeypatch):
-    from maectl import store
+    from maectl import huge
     from maectl.errors import DataError
 
-    monkeypatch.setattr(store, "HUGE", 1000)
+    monkeypatch.setattr(huge, "HUGE", 1000)
     run = trained(tmp_path / "run")
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "in.png")
     with pytest.raises(DataError, match=r"64x64 pixels are too many .*data\.crop=224px"):
