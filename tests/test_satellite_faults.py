@@ -109,3 +109,22 @@ def test_a_text_or_a_name_that_is_not_in_utf_8_is_told_as_such(tmp_path, text):
     (found,) = Satellite().scan(Files(tmp_path))
     assert isinstance(found, Reject)
     assert found.reason.startswith("its name is not in UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("path", "bands", "dtype", "kept"),
+    [
+        ("labels/top.tif", 3, "uint8", False), ("masks/a.tif", 1, "float32", False),
+        ("segmentation/a.tif", 1, "int16", False), ("labels/top.tif", 3, "uint16", True),
+        ("labels/top.tif", 4, "uint8", False), ("images/a.tif", 3, "uint8", True),
+    ],
+)  # fmt: skip
+def test_label_pictures_in_colours_and_soft_masks_are_no_imagery_either(tmp_path, path, bands, dtype, kept):
+    (tmp_path / path).parent.mkdir(parents=True)
+    with gdal().open(
+        tmp_path / path, "w", driver="GTiff", count=bands, height=8, width=8, dtype=dtype, crs="EPSG:32632",
+        transform=gdal().Affine(10, 0, 0, 0, -10, 0),
+    ) as file:  # fmt: skip
+        file.write(np.ones((bands, 8, 8), dtype))
+    (found,) = Satellite().scan(Files(tmp_path))
+    assert isinstance(found, Source) == kept

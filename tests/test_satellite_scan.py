@@ -192,6 +192,7 @@ def test_label_rasters_are_rejected_unless_kept_or_named_themselves(tmp_path):
     assert reasons == {
         "b_label.tif": "its name says label raster (label): --set data.options.labels=keep trains on it",
         "masks/a.tif": "its name says label raster (masks): --set data.options.labels=keep trains on it",
+        "masks/height.tif": "its name says label raster (masks): --set data.options.labels=keep trains on it",
     }
     assert all(isinstance(each, Source) for each in scanned(tmp_path, labels="keep"))
     assert isinstance(next(iter(Satellite().scan(Files(tmp_path, only=["masks/a.tif"])))), Source)

@@ -33,6 +33,7 @@ _USGS = re.compile(
     r"|(?:solar|sensor)_(?:azimuth|zenith)_B\d+|ST_[0-9A-Z]+)$"
 )
 _SURE = {"mask", "masks", "label", "labels", "annotation", "annotations", "groundtruth"}
+_SURE |= {"segmentation", "segmentations"}
 _LABELS = _SURE | {"gt", "target", "targets"}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 

@@ -51,7 +51,8 @@ def _aside(raster: Raster) -> str | None:
     if word:
         return f"a product's {word}, not a band of its scene: --set data.options.labels=keep trains on it"
     measured = [dtype for dtype, colour in zip(raster.dtypes, raster.colours, strict=True) if colour != "alpha"]
-    if len(measured) == 1 and "int" in measured[0] and (word := label_word(raster.path)):
+    classes = len(measured) == 1 or measured == ["uint8"] * 3  # numbers, probabilities, or colours that stand for them
+    if classes and (word := label_word(raster.path)):
         return f"its name says label raster ({word}): --set data.options.labels=keep trains on it"
     return None
 
