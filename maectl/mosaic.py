@@ -63,7 +63,8 @@ def parts(
     """Parts of an image that cover it: where they lie, what they became, and how well (nothing where no valid pixel is
     predicted).
 
-    ``chosen`` are masks of one tile, which repeat over the whole lattice. Raises Unreadable.
+    ``chosen`` are masks of one tile, which repeat over the whole lattice. Predictions of patches without a valid pixel,
+    beyond the rim or in nodata, are not used. Raises Unreadable.
     """
     tensors = (torch.from_numpy(constants[0]).float()[None], torch.from_numpy(constants[1]).float()[None])
     side = affordable(SIDE, [max(1.0, scale) for scale in lattice.scale], len(constants[0]))
@@ -72,7 +73,7 @@ def parts(
         seen = part.seen(read, constants[0])
         canvas = inpaint(model, seen, part.plan, chosen, mask_ratio, normalizer, tensors, device)
         own = read(window)
-        used = part.plan.spread(np.any([mask.used for mask in chosen], axis=0))
+        used = part.plan.spread(np.any([mask.used for mask in chosen], axis=0)) & _known(seen, part)
         predicted = back(canvas, used, part, window)
         at = np.ix_(*part.places(window))
         done = Done(own.values, own.valid, predicted, used[at], part.plan.spread(chosen[0].removed)[at])
@@ -85,6 +86,14 @@ def parts(
             "nearest_visible": nearest[:, done.measured],
         }
         yield window, done, fidelity(done.values, done.predicted, done.measured, peak, rivals)
+
+
+def _known(seen: Pixels, part: Part) -> Bools | np.bool_:
+    """Whether the patches [*cells] of a part have a valid pixel."""
+    if seen.valid is None:
+        return np.True_
+    (rows, columns), (high, wide) = part.plan.cells, part.plan.patch
+    return np.asarray(seen.valid.reshape(rows, high, columns, wide).any(axis=(1, 3)))
 
 
 def back(values: Floats, used: Bools, part: Part, window: Window) -> Floats:

@@ -159,8 +159,7 @@ def test_a_perfect_prediction_comes_back_as_the_image(scale):
     window = (slice(16, 80), slice(0, 64))
     part = lattice.part(lattice.holding(window))
     seen = part.seen(reader(Pixels(smooth)), ZERO)
-    used = np.ones(part.plan.cells, bool)
-    found = back(seen.values.astype(np.float32), used, part, window, used)
+    found = back(seen.values.astype(np.float32), np.ones(part.plan.cells, bool), part, window)
     inner = (slice(None), slice(4, -12), slice(4, -12))
     np.testing.assert_allclose(found[inner], smooth[(slice(None), *window)][inner], atol=0.3)
 

@@ -17,9 +17,9 @@ from test_reconstruct import filled
 from test_reconstruct import trained as trained_on_photographs
 from test_satellite_verbs import opened, put, scene, trained
 
+from maectl import checkpoint, mosaic, tiling
 from maectl import embed as embedding
 from maectl import lattice as lattices
-from maectl import mosaic, tiling
 from maectl.adapter import Pixels
 from maectl.embed import embed
 from maectl.errors import DataError, RunError, UsageError
@@ -201,6 +201,21 @@ def test_a_part_is_no_larger_because_the_model_sees_its_pixels_enlarged(monkeypa
         seen[window] += done.where
     assert (seen == 1).all()
     assert max(sizes) <= 3 * (146 + 8 * 8) ** 2  # a part, and a tile on either side
+
+
+@pytest.mark.parametrize("crop", ["33px", "45px", "20px"])
+def test_what_is_predicted_beyond_the_rim_and_in_nodata_does_not_reach_valid_pixels(scenes, tmp_path, crop):
+    """A constant scene that ends just before a patch, with a hole: no pixel beside either is drawn to the mean."""
+    reader = opened(scenes)
+    run = trained(tmp_path / "run", reader, crop=crop)
+    normalizer = checkpoint.load(run).config.normalizer
+    level = [round(mean + std / 2) for mean, std in zip(normalizer.mean, normalizer.std, strict=True)]
+    values = np.tile(np.array(level, np.uint16)[:, None, None], (1, 200, 190))
+    values[:, 60:90, 50:100] = 0
+    put(tmp_path / "flat" / "a.tif", values, nodata=0)
+    (entry,) = filled(run, tmp_path / "flat" / "a.tif", cover=True)["images"]
+    with rasterio.open(entry["outputs"][1]) as file:
+        assert np.abs(file.read().astype(int) - values).max() <= 3
 
 
 # ---- the probe of patches ----------------------------------------------------------------------------------------
