@@ -73,7 +73,7 @@ def parts(
         seen = part.seen(read, constants[0])
         canvas = inpaint(model, seen, part.plan, chosen, mask_ratio, normalizer, tensors, device)
         own = read(window)
-        used = part.plan.spread(np.any([mask.used for mask in chosen], axis=0)) & _known(seen, part)
+        used = part.plan.spread(np.any([mask.used for mask in chosen], axis=0)) & part.plan.known(seen.valid)
         predicted = back(canvas, used, part, window)
         at = np.ix_(*part.places(window))
         done = Done(own.values, own.valid, predicted, used[at], part.plan.spread(chosen[0].removed)[at])
@@ -86,14 +86,6 @@ def parts(
             "nearest_visible": nearest[:, done.measured],
         }
         yield window, done, fidelity(done.values, done.predicted, done.measured, peak, rivals)
-
-
-def _known(seen: Pixels, part: Part) -> Bools | np.bool_:
-    """Whether the patches [*cells] of a part have a valid pixel."""
-    if seen.valid is None:
-        return np.True_
-    (rows, columns), (high, wide) = part.plan.cells, part.plan.patch
-    return np.asarray(seen.valid.reshape(rows, high, columns, wide).any(axis=(1, 3)))
 
 
 def back(values: Floats, used: Bools, part: Part, window: Window) -> Floats:

@@ -237,7 +237,7 @@ def _reconstructed(job: Job, pixels: Pixels, sight: _Sight, chance: np.random.Ge
     seen = resize(padded, plan.size, constants[0])
     tensors = torch.from_numpy(constants[0]).float()[None], torch.from_numpy(constants[1]).float()[None]
     canvas = inpaint(job.model, seen, plan, chosen, job.mask_ratio, job.config.normalizer, tensors, job.device)
-    used = plan.spread(np.any([mask.used for mask in chosen], axis=0))
+    used = plan.spread(np.any([mask.used for mask in chosen], axis=0)) & plan.known(seen.valid)
     predicted, where = back(canvas, used, plan.patch, sight.span)
     removed = plan.spread(chosen[0].removed)[np.ix_(*places(sight.span, plan.cells))]
     means = np.zeros(padded.values.shape, np.float32)

@@ -71,6 +71,13 @@ class Layout:
         places = zip(self.cells, self.origin, cells.shape, strict=False)
         return cells[np.ix_(*((np.arange(g) + first) % period for g, first, period in places))]
 
+    def known(self, valid: Bools | None) -> Bools:
+        """Which patches [*cells] have a valid pixel (bool [*size], None: all): predictions of the others are void."""
+        if valid is None:
+            return np.ones(self.cells, np.bool_)
+        pairs = [side for pair in zip(self.cells, self.patch, strict=True) for side in pair]
+        return np.asarray(valid.reshape(pairs).any(axis=tuple(range(1, 2 * len(self.cells), 2))))
+
     @property
     def tiles(self) -> list[tuple[int, ...]]:
         """Which tile along each axis, for every tile."""

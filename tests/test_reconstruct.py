@@ -278,6 +278,19 @@ def test_invalid_pixels_do_not_count(tmp_path: Path):
     assert (loaded(output(two))[:20] == image[:20]).all()
 
 
+@pytest.mark.parametrize("extent", [(32, 32), (45, 45), (20, 33)])
+def test_what_is_predicted_of_patches_without_a_valid_pixel_does_not_reach_valid_ones(tmp_path: Path, extent: Any):
+    """The rest of the image is constant, and comes back so beside them."""
+    pixels = np.full((*extent, 4), 255, np.uint8)
+    pixels[..., :3] = 77
+    pixels[: extent[0] // 2, :, :3], pixels[: extent[0] // 2, :, 3] = 250, 0
+    run = trained(tmp_path / "run", norm=True)
+    (entry,) = filled(run, saved(tmp_path / "in.png", pixels), cover=True)["images"]
+    found = loaded(output(entry))
+    assert np.abs(found[extent[0] // 2 :, :, :3].astype(int) - 77).max() <= 1
+    assert (found[: extent[0] // 2] == pixels[: extent[0] // 2]).all()
+
+
 def test_what_is_not_finite_is_invalid_and_stays(tmp_path: Path):
     pixels = ramp(40, 60, 1, 1000).astype(np.float32)
     pixels[:12, :30], pixels[30:, 50:] = np.nan, np.inf
