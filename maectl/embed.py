@@ -63,7 +63,7 @@ def embed(
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file: give a folder")
     with tempfile.TemporaryDirectory(prefix="maectl-") as work:
-        adapter, index, rows, rejects = scanned(found.config, paths, out, Path(work))
+        adapter, index, rows, rejects = scanned(found.config, paths, out, Path(work), mixed=False)
         for each in rejects[:5]:
             console.warn(f"{each['source']}: {each['reason']}")
         about = {"checkpoint": found.path.name, "images": 0, "width": pca or width}

@@ -17,9 +17,12 @@ __all__ = ["make", "mapped", "named", "none_left", "scanned"]
 
 
 def scanned(
-    config: Config, paths: Sequence[str], out: Path, work: Path
+    config: Config, paths: Sequence[str], out: Path, work: Path, *, mixed: bool
 ) -> tuple[Adapter, Index, list[tuple[int, str]], list[dict[str, str]]]:
-    """The adapter, the index, its rows under the names the user gave them, and what a scan rejects."""
+    """The adapter, the index, its rows under the names the user gave them, and what a scan rejects.
+
+    Unless they may be ``mixed`` that is all but images, volumes or films, whichever hold most pixels.
+    """
     if any(Path(path).is_dir() and Path(path).resolve() == out.resolve() for path in paths):
         raise UsageError(f"--out {out} holds the images, which pictures would be taken for: give another folder")
     recipe = config.seeing()
@@ -32,7 +35,7 @@ def scanned(
             recipe,
             work / "index.arrow",
             progress=lambda n: advance(n, None),
-            mixed=True,
+            mixed=mixed,
         )
     given = {
         str(path.absolute()): path

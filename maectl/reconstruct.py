@@ -50,7 +50,7 @@ def reconstruct(
         raise UsageError(f"--out {out} is a file: give a folder")
     where = device.pick()
     with tempfile.TemporaryDirectory(prefix="maectl-") as work:
-        adapter, index, rows, rejects = scanned(config, paths, out, Path(work))
+        adapter, index, rows, rejects = scanned(config, paths, out, Path(work), mixed=True)
         sources = [(name, index[row]) for row, name in rows]
     make(out)
     job = Job(model.to(where).eval(), config, adapter, out, ratio, seed, cover, format, where)

@@ -155,6 +155,9 @@ def _labels(asked: Table) -> dict[int, str]:
             raise UsageError("--labels goes with one folder of images")
         return {}
     names, folder = asked.index.names(), asked.paths[0]
+    if asked.labels is None and asked.adapter.private:  # a folder may be called after a patient
+        console.say("no labels: folders may name people here, --labels FILE.csv gives them")
+        return {}
     if asked.labels is None:
         found = from_folders(names, folder)
     else:

@@ -18,6 +18,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pydicom
 from nibabel.nifti1 import Nifti1DicomExtension, Nifti1Extension
 from PIL import Image
@@ -32,7 +33,8 @@ NUMBER = "8317462905"  # begins the last part of UIDs, decimals and integers
 TIME = "235947.8"
 YEAR = "1842"
 KNOWN = {
-    ".arrow", ".csv", ".dcm", ".gz", ".json", ".jsonl", ".nii", ".pixels", ".png", ".safetensors", ".tfevents", ".yaml",
+    ".arrow", ".csv", ".dcm", ".gz", ".json", ".jsonl", ".nii", ".parquet", ".pixels", ".png", ".safetensors",
+    ".tfevents", ".yaml",
 }  # fmt: skip
 """Suffixes of what is searched; each has a positive control."""
 
@@ -112,7 +114,9 @@ def _inside(data: bytes) -> Iterator[tuple[str, bytes]]:
     yield from _streams(data)
     yield from _pictures(data)
     if data[:6] == b"ARROW1":
-        yield from _table(data)
+        yield from _table(pa.ipc.open_file(pa.BufferReader(data)).read_all())
+    if data[:4] == b"PAR1":
+        yield from _table(pyarrow.parquet.read_table(pa.BufferReader(data)))
     if data[:4] == b"PK\3\4":
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             yield from ((f"zip {name}", archive.read(name)) for name in archive.namelist())
@@ -158,9 +162,8 @@ def _pictures(data: bytes) -> Iterator[tuple[str, bytes]]:
         at = data.find(b"\x89PNG\r\n\x1a\n", place)
 
 
-def _table(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Every value of an Arrow file, whose buffers may be compressed, and its schema."""
-    table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
+def _table(table: pa.Table) -> Iterator[tuple[str, bytes]]:
+    """Every value of an Arrow or Parquet file, whose buffers may be compressed, and its schema."""
     schema = dict(table.schema.metadata or {})
     yield "Arrow schema", b"\n".join(b"%s=%s" % pair for pair in schema.items()) + str(table.schema).encode()
     for name in table.column_names:

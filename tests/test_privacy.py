@@ -17,6 +17,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pydicom
 import pytest
 from leaks import (
@@ -49,6 +50,7 @@ from pydicom.encaps import encapsulate
 from test_volumes import CUBED, SLICED
 
 from maectl.adapter import Files, Reject, Source
+from maectl.embed import embed
 from maectl.errors import DataError
 from maectl.inspection import inspect, report
 from maectl.pretrain import Request, pretrain
@@ -107,6 +109,8 @@ def commands(folder: Path, strays: Path, run: Path, recipe: str, overrides: list
     paths = [*some, *sorted((folder / "across").glob(f"{NAME}*")), strays]
     out = run.with_name(f"{run.name}-pictures")
     yield reconstruct(run, [str(path) for path in paths], out, mask_ratio=None, seed=0, cover=False, format="both")
+    how = {"dtype": None, "pca": 3 if overrides is SLICED else None, "pool": "mean", "labels": None, "seed": 0}
+    yield embed(run, [str(folder)], run.with_name(f"{run.name}-embeddings"), workers=1, **how)
 
 
 @contextlib.contextmanager
@@ -207,7 +211,7 @@ def test_what_is_written_is_known_and_where_it_should_be(planted: Outcome):
     assert kinds == KNOWN
     places = {path.parts[0] for path in files}
     runs = {f"{name}-{model}" for name in ("dicom", "nifti") for model in ("slices", "cubes")}
-    more = {f"{run}{end}" for run in runs for end in ("-probe.json", "-probe.png", "-pictures")}
+    more = {f"{run}{end}" for run in runs for end in ("-probe.json", "-probe.png", "-pictures", "-embeddings")}
     assert places == {".maectl-store", *runs, *more}
 
 
@@ -339,6 +343,13 @@ def described(text: str, field: str = "", version: int = 1) -> bytes:
     return gzip.compress(image.to_bytes())
 
 
+def parquet(columns: dict[str, list[Any]]) -> bytes:
+    """A table, compressed."""
+    packed = io.BytesIO()
+    pyarrow.parquet.write_table(pa.table(columns), packed, compression="zstd")
+    return packed.getvalue()
+
+
 HIDDEN: dict[str, Callable[[str], bytes]] = {
     "UTF-8": str.encode,
     "Latin-1": lambda text: text.encode("latin-1"),
@@ -360,6 +371,8 @@ HIDDEN: dict[str, Callable[[str], bytes]] = {
     ".png IDAT": drawn,
     ".arrow values": arrow,
     ".arrow schema": lambda text: arrow(text, "schema"),
+    ".parquet values": lambda text: parquet({"a": [text] * 9}),
+    ".parquet schema": lambda text: parquet({text: [1]}),
     ".safetensors": weights,
     ".dcm tag": lambda text: tagged(text, "tag"),
     ".dcm nested": lambda text: tagged(text, "nested"),
