@@ -541,10 +541,10 @@ def test_processes_forked_while_threads_decode_go_on_decoding_and_keep_their_ter
         while not stop.is_set():
             loaded(BUNDLED / "MR_small_RLE.dcm")
 
+    here = os.fstat(2).st_ino  # before the threads point it elsewhere for moments
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
         thread.start()
-    here = os.fstat(2).st_ino
     try:
         for _ in range(5):
             child = os.fork()
