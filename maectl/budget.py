@@ -33,13 +33,16 @@ def warmup_steps(recipe: Recipe, steps: int, epoch_steps: float) -> int:
     return min(round(recipe.train.warmup_epochs * epoch_steps), steps // 10)
 
 
-def timed(step: Callable[[int], None], seconds: float) -> float:
-    """Seconds a step takes: the mean of up to 20, the first left out, within a tenth of ``seconds``."""
+def timed(step: Callable[[int], None], seconds: float, agreed: Callable[[bool], bool] = bool) -> float:
+    """Seconds a step takes: the mean of up to 20, the first left out, within a tenth of ``seconds``.
+
+    Processes that step together stop together, when they have ``agreed`` that one has seen enough.
+    """
     begun, taken = time.monotonic(), []
     for number in range(TIMED_STEPS):
         before = time.monotonic()
         step(number)
         taken.append(time.monotonic() - before)
-        if number and time.monotonic() - begun > TIMED_SHARE * seconds:
+        if agreed(number > 0 and time.monotonic() - begun > TIMED_SHARE * seconds):
             break
     return sum(taken[1:]) / len(taken[1:])

@@ -107,31 +107,33 @@ def pretrain(
         raise UsageError("--epochs, --steps and --max-time exclude one another: give one of them")
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude one another")
-    if devices not in ("auto", "1"):
-        raise UsageError(f"--devices {devices}: this version trains on one device (auto or 1)")
+    from maectl import launch
+    from maectl.distributed import joined
     from maectl.pretrain import Request
     from maectl.pretrain import pretrain as run
 
-    result = run(
-        Request(
-            folders=folder or [],
-            out=out,
-            recipe=recipe,
-            adapter=adapter,
-            overrides=set_ or [],
-            init=init,
-            epochs=epochs,
-            steps=steps,
-            max_time=None if max_time is None else _seconds(max_time),
-            batch_size=batch_size,
-            workers=workers,
-            resume=resume,
-            overwrite=overwrite,
-            dry_run=dry_run,
-        )
+    request = Request(
+        folders=folder or [],
+        out=out,
+        recipe=recipe,
+        adapter=adapter,
+        overrides=set_ or [],
+        init=init,
+        epochs=epochs,
+        steps=steps,
+        max_time=None if max_time is None else _seconds(max_time),
+        batch_size=batch_size,
+        workers=workers,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
     )
-    if as_json:
-        _print(result)
+    if (processes := launch.wanted(devices)) > 1:
+        raise typer.Exit(launch.launch(processes, sys.argv[1:]))
+    with joined() as team:
+        result = run(request, team)
+        if as_json and team.leads:
+            _print(result)
 
 
 @app.command()
@@ -168,14 +170,16 @@ def probe(
     ):
         if value not in allowed:
             raise UsageError(f"{name} {value}: choose {' or '.join(filter(None, allowed))}")
+    from maectl.distributed import joined
     from maectl.probe import probe as evaluate
     from maectl.probe import report
 
-    result = evaluate(
-        run, folder, labels=labels, method=method, pool=pool, seed=seed, workers=workers, out=out, per=per,
-        masks=masks, ignore=ignore or [],
-    )  # fmt: skip
-    _print(result) if as_json else print(report(result))
+    with joined() as team:
+        result = evaluate(
+            run, folder, labels=labels, method=method, pool=pool, seed=seed, workers=workers, out=out, per=per,
+            masks=masks, ignore=ignore or [], team=team,
+        )  # fmt: skip
+        _print(result) if as_json else print(report(result))
 
 
 @app.command()
@@ -229,10 +233,14 @@ def embed(
     ):
         if value not in allowed:
             raise UsageError(f"{name} {value}: choose {' or '.join(filter(None, allowed))}")
+    from maectl.distributed import joined
     from maectl.embed import embed as export
 
-    result = export(run, path, out, dtype=dtype, pca=pca, pool=pool, labels=labels, seed=seed, workers=workers)
-    _print(result) if as_json else print("\n".join(result["outputs"]))
+    with joined() as team:
+        result = export(
+            run, path, out, dtype=dtype, pca=pca, pool=pool, labels=labels, seed=seed, workers=workers, team=team
+        )
+        _print(result) if as_json else print("\n".join(result["outputs"]))
 
 
 @app.command()
@@ -294,6 +302,78 @@ def demo(
     from maectl.demo import demo as show
 
     show(name, out, seed=seed)
+
+
+@app.command()
+def bench(
+    folder: Annotated[list[str] | None, typer.Argument(metavar="FOLDER...", help="Folders of images.")] = None,
+    synthetic: Annotated[bool, typer.Option("--synthetic", help="Measure on photographs made for it.")] = False,
+    recipe: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A recipe; else one is chosen.")] = None,
+    adapter: AdapterName = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images an optimizer step.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps a measurement; else some seconds.")] = None,
+    workers: Workers = 0,
+    as_json: AsJson = False,
+) -> None:
+    """How fast this machine pretrains, stage by stage, and what would help most."""
+    from maectl.advice import report
+    from maectl.bench import bench as measure
+
+    result = measure(
+        folder or [], synthetic=synthetic, recipe_name=recipe, adapter=adapter, overrides=set_ or [],
+        batch_size=batch_size, steps=steps, workers=workers,
+    )  # fmt: skip
+    _print(result) if as_json else print(report(result))
+
+
+store = typer.Typer(help="Decoded images on disk: made ahead of a run, looked at, cleared away.", no_args_is_help=True)
+app.add_typer(store, name="store")
+StoreFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a store.")]
+
+
+@store.command("build")
+def store_build(
+    folder: Folders,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the store goes; pretrain --set data.store=DIR.")],
+    recipe: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A recipe; else one is chosen.")] = None,
+    adapter: AdapterName = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable.")
+    ] = None,
+    workers: Workers = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Decode all images once; started by torchrun or srun, each process its share."""
+    from maectl.store_commands import build_store, report
+    from maectl.team import placed
+
+    result = build_store(folder, out, recipe=recipe, adapter=adapter, overrides=set_ or [], workers=workers)
+    if placed().rank == 0:
+        _print(result) if as_json else print(report(result))
+
+
+@store.command("info")
+def store_info(folder: StoreFolder, as_json: AsJson = False) -> None:
+    """What a store holds: entries, bytes, adapter, form, date."""
+    from maectl.store_commands import info, report
+
+    _print(info(folder)) if as_json else print(report(info(folder)))
+
+
+@store.command("clean")
+def store_clean(
+    folder: StoreFolder,
+    everything: Annotated[bool, typer.Option("--all", help="All of the store, not only what is unfinished.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what builds that were killed have left."""
+    from maectl.store_commands import clean, report
+
+    result = clean(folder, everything=everything)
+    _print(result) if as_json else print(report(result))
 
 
 @app.command()

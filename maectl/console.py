@@ -9,10 +9,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-__all__ = ["EVERY", "Meter", "clock", "say", "task", "warn"]
+__all__ = ["EVERY", "Meter", "clock", "mute", "say", "task", "warn"]
 
 EVERY = 5.0  # seconds between lines where there is no terminal
 Advance = Callable[[int, int | None], None]
+_muted = False
+
+
+def mute(muted: bool) -> None:
+    """Whether nothing is shown: of several processes that share a command's work, one speaks."""
+    global _muted
+    _muted = muted
 
 
 def say(text: str) -> None:
@@ -38,7 +45,7 @@ def clock(seconds: float) -> str:
 @contextmanager
 def task(label: str) -> Iterator[Advance]:
     """Progress of a piece of work: yields ``advance(done, total)``, total None where unknown."""
-    if _console().is_terminal:
+    if _console().is_terminal and not _muted:
         columns: tuple[ProgressColumn, ...] = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -71,7 +78,7 @@ class Meter:
         self.steps = steps
         self._last = time.monotonic()
         self._bars: Progress | None = None
-        if _console().is_terminal:
+        if _console().is_terminal and not _muted:
             # one column, so that a narrow terminal wraps the line instead of cutting its words short
             self._bars = Progress(
                 TextColumn("{task.description}", table_column=Column()), console=_console(), transient=True
@@ -96,4 +103,4 @@ class Meter:
 
 def _console() -> Console:
     # made anew each time: tests and callers may replace sys.stderr; rich itself costs nothing here
-    return Console(file=sys.stderr)
+    return Console(file=sys.stderr, quiet=_muted)

@@ -26,6 +26,7 @@ from maectl.mae import MaskedAutoencoder
 from maectl.planes import flat, slab
 from maectl.rasters import MOST, NONE, Raster, Rasters, name_of, nearest
 from maectl.store import Reader, in_order
+from maectl.team import Team
 from maectl.tokens import features
 
 __all__ = ["patches"]
@@ -55,6 +56,7 @@ def patches(
     rasters: Rasters,
     seed: int,
     workers: int,
+    team: Team,
 ) -> tuple[Labels, Features]:
     """Labelled patches of the images that have a label raster, split, and their features by every model.
 
@@ -67,7 +69,7 @@ def patches(
     if there > len(chosen):
         notes.append(f"of {there:,} windows {len(chosen):,}, evenly spread, are looked at")
     model = next(iter(models.values()))
-    truth = _truths(reader, config, chosen, rasters.by_row, model, workers)
+    truth = team.lead(lambda: _truths(reader, config, chosen, rasters.by_row, model, workers))
     notes += _told(truth, reader)
     numbers, targets = np.unique(truth.numbers, return_inverse=True)
     classes = tuple(name_of(int(number)) for number in numbers)
@@ -90,7 +92,7 @@ def patches(
         split.train[kept], np.unique(split.groups[kept], return_inverse=True)[1].astype(np.int64), split.said,
         [*notes, *split.notes, *more], "patches",
     )  # fmt: skip
-    return labels, features(reader, config, models, chosen, truth.windows[kept], truth.places[kept], workers)
+    return labels, features(reader, config, models, chosen, truth.windows[kept], truth.places[kept], workers, team)
 
 
 def _chosen(reader: Reader, config: Config, rows: Sequence[int]) -> tuple[list[Look], int]:

@@ -8,8 +8,12 @@ from pathlib import Path
 import torch
 
 from maectl.errors import UsageError
+from maectl.team import placed
 
-__all__ = ["autocast", "fast_bf16", "loader_threads", "peak_memory", "pick", "precision", "synchronise"]
+__all__ = [
+    "autocast", "compiles", "fast_bf16", "free_memory", "loader_threads", "peak_memory", "pick", "precision",
+    "synchronise",
+]  # fmt: skip
 
 
 def pick() -> torch.device:
@@ -50,10 +54,29 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def compiles(asked: str, device: torch.device) -> bool:
+    """Whether ``train.compile`` asks for torch.compile: auto is on CUDA alone, for a CPU gains nothing by it."""
+    return asked == "on" or (asked == "auto" and device.type == "cuda")
+
+
 def loader_threads(asked: int) -> int:
-    """Threads that prepare batches: as asked, or what the machine has, at most 16."""
+    """Threads that prepare batches: as asked, or this process's share of the machine's cores, at most 16."""
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return asked or min(16, own)
+    return asked or max(1, min(16, own // placed().local_size))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that tensors may still take on a device."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory()) - int(torch.mps.driver_allocated_memory())
+    told = Path("/proc/meminfo")
+    if told.exists():
+        lines = dict(line.split(":", 1) for line in told.read_text(encoding="ascii").splitlines())
+        return 1024 * int(lines["MemAvailable"].split()[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if hasattr(os, "sysconf") else 4 << 30
 
 
 def synchronise(device: torch.device) -> None:

@@ -26,6 +26,7 @@ from maectl.projection import Projection, byte_scales, quantised
 from maectl.restoration import check
 from maectl.stream import SAMPLE, generator
 from maectl.table import Table, write_table
+from maectl.team import Team
 
 __all__ = ["embed"]
 
@@ -47,13 +48,16 @@ def embed(
     labels: Path | None,
     seed: int,
     workers: int,
+    team: Team | None = None,
 ) -> dict[str, Any]:
     """Features of every image in ``paths`` into ``out``; what ``--json`` prints.
 
     Where the adapter has maps: a map each, one pixel a patch (``dtype`` float16 unless given, float32 or int8), and a
     picture of its first three principal axes, which are those of all images of the call. Else embeddings.parquet
-    (float32, or float16). ``pca`` keeps so many principal axes. Raises RunError, UsageError, DataError.
+    (float32, or float16). ``pca`` keeps so many principal axes. The processes of a ``team`` share the images, and its
+    leader alone gets a result. Raises RunError, UsageError, DataError.
     """
+    team = team or Team()
     found = checkpoint.load(run)
     where = device.pick()
     model = found.model().to(where).eval()
@@ -69,19 +73,20 @@ def embed(
         about = {"checkpoint": found.path.name, "images": 0, "width": pca or width}
         if type(adapter).write_map is Adapter.write_map:
             make(out)
-            fresh = adapter.private and mapped(out, [index[row] for row, _ in rows])
+            fresh = team.lead(lambda: adapter.private and mapped(out, [index[row] for row, _ in rows]))
             asked = Table(found.config, adapter, index, rows, paths, labels, pool, pca, dtype or "float32", seed)
             try:
-                about |= write_table(asked, model, out, rejects, workers)
+                about |= write_table(asked, model, out, rejects, workers, team)
             except MaectlError:
-                if fresh:  # its numbers stand for nothing
+                if fresh and team.leads:  # its numbers stand for nothing
                     (out / "index.csv").unlink()
                 raise
         else:
             if labels is not None:
                 raise UsageError("--labels is for tables; a map has features of every patch")
-            job = _Job(model, found.config, adapter, out, dtype or "float16", pca, seed, where)
+            job = _Job(model, found.config, adapter, out, dtype or "float16", pca, seed, where, team)
             about |= _mapped(job, [(name, index[row]) for row, name in rows], rejects)
+    team.dismissed()
     _written(out / "embedding.json", json.dumps(about, indent=1).encode())
     return about | {"rejected": rejects}
 
@@ -98,6 +103,7 @@ class _Job:
     pca: int | None
     seed: int
     device: torch.device
+    team: Team
 
 
 class _Image:
@@ -132,37 +138,42 @@ class _Image:
 
 
 def _mapped(job: _Job, sources: list[tuple[str, Source]], rejects: list[dict[str, str]]) -> dict[str, Any]:
-    """Every map and its quick look; what is told of them."""
+    """Every map and its quick look; what is told of them. Each image is one process's work."""
     images = []
     for name, source in sources:
         try:
             images.append(_Image(job, name, source))
         except Unreadable as error:
             _lost(rejects, name, error)
-    seen = _fitted(job, images, rejects)
+    seen = job.team.lead(lambda: _fitted(job, images, rejects))
     look = Projection.fit(seen, max(3, job.pca or 0))
     kept = None if job.pca is None else Projection(look.mean, look.axes[: job.pca], look.shares[: job.pca])
     coloured = look.of(seen.T)[:3]
     dark, bright = (np.resize(side, 3) for side in np.percentile(coloured, (2, 98), axis=1))
     scales = byte_scales(seen if kept is None else kept.of(seen.T).T) if job.dtype == "int8" else None
     make(job.out)
-    about: dict[str, Any] = {"kind": "maps", "outputs": [], "dtype": job.dtype, "pool": "patch", "maps": []}
+    stems = named(job.adapter, [each.source for each in images])
+    share = job.team.share(len(images))
+    maps: list[dict[str, Any]] = []
+    lost: list[dict[str, str]] = []
     with console.task("embedding") as advance:
-        for number, (image, stem) in enumerate(
-            zip(images, named(job.adapter, [each.source for each in images]), strict=True), 1
-        ):
+        for number, (image, stem) in enumerate(zip(images[share], stems[share], strict=True), 1):
             try:
-                about["maps"].append(_one(image, stem, look, kept, scales, (dark, bright)))
+                maps.append(_one(image, stem, look, kept, scales, (dark, bright)))
             except Unreadable as error:
-                _lost(rejects, image.name, error)
-            advance(number, len(images))
+                _lost(lost, image.name, error)
+            advance(number, len(images[share]))
+    about: dict[str, Any] = {"kind": "maps", "outputs": [], "dtype": job.dtype, "pool": "patch", "maps": []}
+    for made, unread in job.team.gathered((maps, lost)):
+        about["maps"] += made
+        rejects += unread
     about["outputs"] = [path for each in about["maps"] for path in each["outputs"]]
     about["images"] = len(about["maps"])
     if not about["images"]:
         raise none_left(rejects, "embedded")
     about["scales"] = scales
     about["pca"] = None if kept is None else {"axes": len(kept.axes), "variance": [float(each) for each in kept.shares]}
-    if kept is not None:
+    if kept is not None and job.team.leads:
         _written(job.out / "pca.safetensors", save({"mean": kept.mean, "axes": kept.axes}))
     return about
 

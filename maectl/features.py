@@ -26,6 +26,7 @@ from maectl.mae import MaskedAutoencoder
 from maectl.planes import along, flat, rest, slab
 from maectl.resize import fitted, resize
 from maectl.store import Reader, in_order
+from maectl.team import Team
 from maectl.windows import Span, coarser, cover, crop_pixels
 
 __all__ = ["Features", "Members", "Whole", "central", "extract", "features", "image_statistics", "looks", "thumbnails"]
@@ -176,21 +177,23 @@ def extract(
     advance: Advance,
     *,
     baselines: bool = True,
+    team: Team | None = None,
 ) -> Features:
     """Features of every item by every model, and with ``baselines`` image_stats and thumbnails of the same views.
 
-    Views are made and used a batch at a time, so memory does not grow with the number of images.
+    Views are made and used a batch at a time, so memory does not grow with the number of images. The sources are
+    shared by the processes of a ``team``, whose leader alone gets the features: the others get those of no item.
     """
+    team = team or Team()
     count = int(members.owners.max()) + 1
     by_row: dict[int, list[int]] = defaultdict(list)
     for member, row in enumerate(members.rows):
         by_row[int(row)].append(member)
-    sums: dict[tuple[str, str], npt.NDArray[np.float64]] = {}
-    seen, digests = np.zeros(count), [hashlib.blake2b(digest_size=8) for _ in range(count)]
-    unread: list[tuple[int, str]] = []
+    own = _Sums(count)
     for model in models.values():
         model.to(where).eval()
-    for views in _batched(reader, config, members, list(by_row.values()), workers, advance, unread):
+    sources = list(by_row.values())[team.share(len(by_row))]
+    for views in _batched(reader, config, members, sources, workers, advance, own.unread):
         owners = members.owners[[view.member for view in views]]
         whole = _stacked(views, config)
         values: dict[tuple[str, str], Floats] = {}
@@ -199,17 +202,45 @@ def extract(
             values["thumbnails", "thumbnails"] = thumbnails(whole, config)
         for name, model in models.items():
             values |= {(name, pool): each for pool, each in features(model, config, whole, where).items()}
-        for key, each in values.items():
-            np.add.at(sums.setdefault(key, np.zeros((count, each.shape[1]))), owners, each)
-        np.add.at(seen, owners, 1)
-        for owner, image in zip(owners, whole.images, strict=True):
-            digests[owner].update(np.ascontiguousarray(image).data)
-    lost = np.unique(members.owners[[member for member, _ in unread]]) if unread else np.empty(0, int)
-    items = np.setdiff1d(np.arange(count), lost)
+        own.add(owners, values, whole.images)
+    total, *others = team.collected(own) or [_Sums(0)]
+    for each in others:
+        total.include(each)
+    lost = np.unique(members.owners[[member for member, _ in total.unread]]) if total.unread else np.empty(0, int)
+    items = np.setdiff1d(np.arange(total.count), lost)
     found: dict[str, dict[str, Floats]] = defaultdict(dict)
-    for (name, pool), total in sums.items():
-        found[name][pool] = (total[items] / seen[items, None]).astype(np.float32)
-    return Features(items, dict(found), np.array([digests[item].digest() for item in items]), unread)
+    for (name, pool), values_ in total.values.items():
+        found[name][pool] = (values_[items] / total.seen[items, None]).astype(np.float32)
+    return Features(items, dict(found), total.digests[items].view("S8"), total.unread)
+
+
+@dataclass
+class _Sums:
+    """Features added up an item, and what adding up in any order identifies: the sum of its views' hashes."""
+
+    count: int
+
+    def __post_init__(self) -> None:
+        self.values: dict[tuple[str, str], npt.NDArray[np.float64]] = {}
+        self.seen = np.zeros(self.count)
+        self.digests = np.zeros(self.count, np.uint64)
+        self.unread: list[tuple[int, str]] = []
+
+    def add(self, owners: Ints, values: Mapping[tuple[str, str], Floats], images: npt.NDArray[np.generic]) -> None:
+        """Views [V, ...] of the items ``owners``."""
+        for key, each in values.items():
+            np.add.at(self.values.setdefault(key, np.zeros((self.count, each.shape[1]))), owners, each)
+        np.add.at(self.seen, owners, 1)
+        hashes = [hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest() for image in images]
+        np.add.at(self.digests, owners, np.frombuffer(b"".join(hashes), np.uint64))
+
+    def include(self, other: "_Sums") -> None:
+        """What another process has seen of the same items."""
+        for key, each in other.values.items():
+            self.values[key] = self.values[key] + each if key in self.values else each
+        self.seen += other.seen
+        self.digests += other.digests
+        self.unread += other.unread
 
 
 def _batched(

@@ -22,13 +22,13 @@ BATCH = 64  # views measured at once; part of what keys their crops, so never a 
 
 
 class HeldOut:
-    """The held-out views of a run, kept in memory, and the two baselines on them."""
+    """The held-out views of a run, kept in memory, and the two baselines on them. Of several processes one has them."""
 
     def __init__(
         self, loader: Loader, rows: npt.NDArray[np.int64], normalizer: Normalizer, where: torch.device, precision: str
     ) -> None:
         self.normalizer, self.device, self.precision = normalizer, where, precision
-        cycled = np.resize(rows, max(len(rows), LEAST_VIEWS))
+        cycled = np.resize(rows, max(len(rows), LEAST_VIEWS)) if len(rows) else rows
         chunks = [cycled[first : first + BATCH] for first in range(0, len(cycled), BATCH)]
         self.batches: list[Batch] = [loader.batch(chunk, number, HELD_OUT) for number, chunk in enumerate(chunks)]
         self.baselines: dict[str, float] = {}

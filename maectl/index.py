@@ -83,7 +83,7 @@ class Index:
     @property
     def shapes(self) -> npt.NDArray[np.int32]:
         """int32 [N, 1 + dimensions] shape [C, *S] of every row. Raises DataError where images and volumes mix."""
-        column = self._table.column("shape").combine_chunks()
+        column = self._array("shape")
         offsets = np.asarray(column.offsets)
         widths = np.unique(np.diff(offsets))
         if len(widths) > 1:
@@ -111,7 +111,7 @@ class Index:
 
     def spacings(self, axes: int) -> npt.NDArray[np.float64]:
         """float64 [N, axes] mm or m a pixel, NaN where unknown."""
-        column = self._table.column("spacing").combine_chunks()
+        column = self._array("spacing")
         known = np.asarray(column.is_valid())
         spacings = np.full((len(self), axes), np.nan)
         spacings[known] = np.asarray(column.drop_null().flatten()).reshape(-1, axes)
@@ -120,7 +120,7 @@ class Index:
     @property
     def file_counts(self) -> Ints:
         """[N] how many files every row has."""
-        return np.diff(np.asarray(self._table.column("paths").combine_chunks().offsets)).astype(np.int64)
+        return np.diff(np.asarray(self._array("paths").offsets)).astype(np.int64)
 
     def dtype(self, row: int) -> np.dtype[Any]:
         """The dtype of one row."""
@@ -135,7 +135,7 @@ class Index:
 
     def names(self) -> list[str]:
         """[N] the first member file of every row, relative to its folder (one Python string a row)."""
-        paths = self._table.column("paths").combine_chunks()
+        paths = self._array("paths")
         return [os.fsdecode(path) for path in pa.compute.list_element(paths, 0).to_pylist()] if len(self) else []
 
     def files(self, folder: int) -> set[str]:
@@ -145,7 +145,7 @@ class Index:
 
     def members(self) -> dict[str, tuple[int, int]]:
         """(row, number) of every file of the sources that have several, by its path relative to its folder."""
-        column = self._table.column("paths").combine_chunks()
+        column = self._array("paths")
         several = np.flatnonzero(np.diff(np.asarray(column.offsets)) > 1)
         paths = column.take(pa.array(several)).to_pylist()
         return {
@@ -159,8 +159,13 @@ class Index:
         write(self._table.take(pa.array(rows)), path)
         return Index(path)
 
+    def _array(self, name: str) -> Any:
+        """A column in one piece: as it is mapped, for `combine_chunks` would copy it."""
+        column = self._table.column(name)
+        return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
     def _column(self, name: str) -> npt.NDArray[Any]:
-        return np.asarray(self._table.column(name).combine_chunks())
+        return np.asarray(self._array(name))
 
 
 @dataclass
@@ -174,6 +179,10 @@ class Rejects:
         row = (folder, ";".join(paths), stage, reason)
         if stage != "train" or row not in self.rows:  # a resumed run meets it again
             self.rows.append(row)
+
+    def include(self, rows: Sequence[tuple[str, str, str, str]]) -> None:
+        """Note what another process of the same run has met while training."""
+        self.rows += [row for row in rows if row[2] == "train" and row not in self.rows]
 
     def __len__(self) -> int:
         return len(self.rows)

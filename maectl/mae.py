@@ -18,6 +18,7 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from maectl.errors import UsageError
 from maectl.positions import sincos
@@ -42,9 +43,13 @@ class Output(NamedTuple):
 class MaskedAutoencoder(nn.Module):
     """Predicts the removed patches of an image from the visible ones.
 
-    ``image_size`` and ``patch_size`` are (height, width) or (depth, height, width). Raises UsageError when
-    the numbers do not fit one another.
+    ``image_size`` and ``patch_size`` are (height, width) or (depth, height, width). With ``checkpointing`` set, blocks
+    keep nothing for the backward pass but their input, and compute the rest again (Chen et al. 2016, "Training Deep
+    Nets with Sublinear Memory Cost"): the same numbers, in less memory and more time. Raises UsageError when the
+    numbers do not fit one another.
     """
+
+    checkpointing = False
 
     def __init__(
         self,
@@ -137,8 +142,16 @@ class MaskedAutoencoder(nn.Module):
         cls = self.cls_token + self.pos_embed[:, :1]
         x = torch.cat([cls.expand(len(patches), -1, -1), tokens], dim=1)
         for block in self.blocks:
-            x = block(x)
+            x = self._through(block, x)
         out: Tensor = self.norm(x)
+        return out
+
+    def _through(self, block: nn.Module, *inputs: Tensor | int | None) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            # nothing in a block is random: no generator's state need be kept
+            out: Tensor = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        else:
+            out = block(*inputs)
         return out
 
     def forward_decoder(self, latent: Tensor, visible: Tensor, removed: Tensor) -> Tensor:
@@ -155,7 +168,7 @@ class MaskedAutoencoder(nn.Module):
 
         final = len(self.decoder_blocks) - 1
         for i, block in enumerate(self.decoder_blocks):
-            x = block(x, qkv=qkv if i == 0 else None, last=removed.shape[1] if i == final else None)
+            x = self._through(block, x, qkv if i == 0 else None, removed.shape[1] if i == final else None)
         out: Tensor = self.decoder_pred(self.decoder_norm(x))
         return out
 

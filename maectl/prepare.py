@@ -3,7 +3,6 @@
 Nothing is written into the run folder here, so that a fault in the data or the recipe leaves no half-made run.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,10 @@ from maectl.planes import along_each, extents, too_small
 from maectl.recipe import Recipe
 from maectl.scan import Scan, scan
 from maectl.stats import Normalizer, Statistics, gather, sample_rows
-from maectl.store import NOTHING, Reader, Store, bounded, build, default_folder, in_order, raw_bytes
+from maectl.store import NOTHING, Reader, Store, bounded, in_order, opened
+from maectl.storing import choose, made, settled
 from maectl.stream import VERIFY, generator
+from maectl.team import Team
 
 __all__ = ["Prepared", "prepare", "scan_with_recipe", "statistics"]
 
@@ -30,8 +31,6 @@ WHOLE = ("data.crop=image", "model.image_size=auto", "model.patch_size=auto")  #
 SMALL = 96  # px: images up to this short side get the recipe for small images
 VERIFIED = 2000  # sources decoded before step 1 where all would cost too much
 OFTEN = 50  # views a source: from here on one more decode is under 2 % of the reading
-STORE_SHARE = 0.25  # of the free disk an automatic store may take
-STORE_MOST = 64 << 30  # bytes
 Ints = npt.NDArray[np.int64]
 
 
@@ -61,18 +60,24 @@ def prepare(
     run: Path,
     work: Path,
     workers: int,
+    team: Team | None = None,
 ) -> Prepared:
     """Scan and verify ``folders`` for a run that shows each source ``views`` times (None: the recipe's epochs).
 
-    The index is written below ``work``. Raises UsageError and DataError.
+    The index is written below ``work``, where all of a ``team`` find it: its leader scans, decoding is shared.
+    Raises UsageError and DataError.
     """
-    chosen, found = scan_with_recipe(folders, name, adapter, overrides, work, workers)
-    index, rejects = _large_enough(found.index, found.rejects, chosen, work)
-    index, store = _decodable(
-        index, found.adapter, rejects, chosen, chosen.train.epochs if views is None else views, run, work, workers
-    )
+    team = team or Team()
+
+    def scanned() -> tuple[Recipe, Scan, Index, Rejects]:
+        chosen, found = scan_with_recipe(folders, name, adapter, overrides, work, workers)
+        return chosen, found, *_large_enough(found.index, found.rejects, chosen, work)
+
+    chosen, found, index, rejects = team.lead(scanned)
+    views = chosen.train.epochs if views is None else views
+    index, store, chosen = _decodable(index, found.adapter, rejects, chosen, views, run, work, workers, team)
     reader = Reader(index, found.adapter, store)
-    measured = statistics(reader, chosen, workers)
+    measured = team.lead(lambda: statistics(reader, chosen, workers))
     normalizer = Normalizer.of(chosen.data.normalize, chosen.data.clip, measured)
     if len(normalizer.mean) != len(measured.mean):
         raise UsageError(
@@ -207,7 +212,8 @@ def _large_enough(index: Index, rejects: Rejects, chosen: Recipe, work: Path) ->
     if small.all():
         shape = "x".join(map(str, index[0].shape[1:]))
         raise DataError(f"all {len(index):,} images are {reason} (the first is {shape} px)")
-    return _without(index, np.flatnonzero(small), [reason] * int(small.sum()), rejects, work / "large.arrow"), rejects
+    bad = [(int(row), reason) for row in np.flatnonzero(small)]
+    return _without(index, bad, rejects, 1.0, work / "large.arrow"), rejects
 
 
 def _decodable(
@@ -219,50 +225,33 @@ def _decodable(
     run: Path,
     work: Path,
     workers: int,
-) -> tuple[Index, Store | None]:
-    """The sources that decode, and the store where one is wanted. Raises DataError where too many do not."""
-    folder = _store_folder(index, chosen, run)
+    team: Team,
+) -> tuple[Index, Store | None, Recipe]:
+    """The sources that decode, the store where one is wanted, and the recipe with its form.
+
+    Raises DataError where too many do not decode.
+    """
+    choice = team.lead(lambda: choose(index, adapter, chosen, run, views))
+    if choice.why:
+        console.say(choice.why)
     store: Store | None = None
-    if folder is not None:
-        with console.task("decoding into the store") as advance:
-            store, bad = build(index, adapter, folder, workers=workers, progress=advance)
-        console.say(f"store: {folder} ({raw_bytes(index) / 1e6:,.0f} MB of decoded pixels)")
+    if choice.folder is not None:
+        store, bad = made(index, adapter, choice, workers=workers, team=team)
+        chosen = settled(chosen, choice)
     else:
-        bad = _verify(index, adapter, chosen, views, workers)
+        bad = _verify(index, adapter, chosen, views, workers, team)
     if not bad:
-        return index, store
-    counts = index.file_counts  # files, not sources: a volume may have hundreds, and its rejects are single files
-    share = (counts[[row for row, _ in bad]].sum() + rejects.files) / (counts.sum() + rejects.files)
-    if len(bad) == len(index):
-        raise DataError(f"none of the {len(index):,} images can be used, e.g. {index[bad[0][0]].paths[0]}: {bad[0][1]}")
-    if share > chosen.data.max_bad:
-        raise DataError(f"{share:.1%} of the files cannot be used, data.max_bad allows {chosen.data.max_bad:.1%}")
-    rows = np.array([row for row, _ in bad])
-    index = _without(index, rows, [reason for _, reason in bad], rejects, work / "decodable.arrow")
-    if folder is not None:  # everything left has its entry: this only looks the rows up again
-        store, _ = build(index, adapter, folder, workers=workers)
-    return index, store
+        return index, store, chosen
+    index = team.lead(lambda: _without(index, bad, rejects, chosen.data.max_bad, work / "decodable.arrow"))
+    if choice.folder is not None:  # everything left has its entry: this only looks the rows up again
+        store, _ = opened(index, adapter, choice.folder, form=choice.form, workers=workers)
+    return index, store, chosen
 
 
-def _store_folder(index: Index, chosen: Recipe, run: Path) -> Path | None:
-    asked = chosen.data.store
-    if asked == "off":
-        return None
-    folder = default_folder(run) if asked == "auto" else Path(asked)
-    if asked != "auto":
-        return folder
-    parent = next(path for path in (folder, *folder.parents) if path.is_dir())
-    needed, most = raw_bytes(index), min(STORE_MOST, int(shutil.disk_usage(parent).free * STORE_SHARE))
-    if needed <= most:
-        return folder
-    console.say(
-        f"no store: the decoded pixels would take {needed / 1e9:,.1f} GB, data.store=auto allows {most / 1e9:,.1f} GB"
-    )
-    return None
-
-
-def _verify(index: Index, adapter: Adapter, chosen: Recipe, views: float, workers: int) -> list[tuple[int, str]]:
-    """Rows that do not decode, of all or of a sample (``data.verify``)."""
+def _verify(
+    index: Index, adapter: Adapter, chosen: Recipe, views: float, workers: int, team: Team
+) -> list[tuple[int, str]]:
+    """Rows that do not decode, of all or of a sample (``data.verify``); a ``team`` shares them."""
     asked = chosen.data.verify
     if asked == "auto":
         asked = "all" if views >= OFTEN else VERIFIED
@@ -279,18 +268,25 @@ def _verify(index: Index, adapter: Adapter, chosen: Recipe, views: float, worker
             return int(row), str(error)
         return None if any(valid is None or valid.any() for valid in bands) else (int(row), NOTHING)
 
+    rows = rows[team.share(len(rows))]
     with console.task("verifying") as advance:
         found: list[tuple[int, str]] = []
         for done, each in enumerate(in_order(reason, rows, workers), 1):
             advance(done, len(rows))
             if each is not None:
                 found.append(each)
-    return found
+    return [each for own in team.gathered(found) for each in own]
 
 
-def _without(index: Index, rows: npt.NDArray[Any], reasons: Sequence[str], rejects: Rejects, path: Path) -> Index:
-    """The index less some rows, which become rejects."""
-    for row, reason in zip(rows, reasons, strict=True):
-        source = index[int(row)]
+def _without(index: Index, bad: Sequence[tuple[int, str]], rejects: Rejects, most: float, path: Path) -> Index:
+    """The index less the rows that do not decode, which become rejects. Raises DataError where they are too many."""
+    counts = index.file_counts  # files, not sources: a volume may have hundreds, and its rejects are single files
+    share = (counts[[row for row, _ in bad]].sum() + rejects.files) / (counts.sum() + rejects.files)
+    if len(bad) == len(index):
+        raise DataError(f"none of the {len(index):,} images can be used, e.g. {index[bad[0][0]].paths[0]}: {bad[0][1]}")
+    if share > most:
+        raise DataError(f"{share:.1%} of the files cannot be used, data.max_bad allows {most:.1%}")
+    for row, reason in bad:
+        source = index[row]
         rejects.add(source.folder, source.paths, "verify", reason)
-    return index.take(np.setdiff1d(np.arange(len(index)), rows), path)
+    return index.take(np.setdiff1d(np.arange(len(index)), [row for row, _ in bad]), path)

@@ -1,46 +1,73 @@
 """Pretraining: a folder of images in, an encoder out. This file is the loop; `training` sets it up."""
 
+import shutil
 import signal
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from maectl import checkpoint, console, device, panels, run
-from maectl.dataset import Batch, normalise
+from maectl.dataset import on_device
 from maectl.heldout import verdict
 from maectl.index import write_quarantine
 from maectl.optim import learning_rate
-from maectl.progress import Progress
+from maectl.progress import Progress, Unwatched
 from maectl.resume import resume
+from maectl.team import Team
 from maectl.training import Request, Training, begin, measure_first
 
-__all__ = ["Request", "optimizer_step", "pretrain"]
+__all__ = ["Request", "pretrain"]
+
+ON, SAVE, LATE, INTERRUPTED, DONE = range(5)  # what processes agree on before each step: the gravest wish of any
 
 
-def pretrain(request: Request) -> dict[str, Any]:
+def pretrain(request: Request, team: Team | None = None) -> dict[str, Any]:
     """Run or resume a pretraining; what ``--json`` prints. Raises MaectlError; KeyboardInterrupt when interrupted.
 
-    The run folder is made once everything that can be wrong with the request has been looked at.
+    The run folder is made once everything that can be wrong with the request has been looked at. The processes of a
+    ``team`` share every batch; its leader scans, measures and writes, and only there the result is not empty.
     """
-    begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="maectl-") as work:
-        training = resume(request) if request.resume else begin(request, Path(work), begun, optimizer_step)
-        try:
-            if request.dry_run:
-                return _rehearse(training)
-            with run.locked(request.out):
-                if not request.resume:
-                    measure_first(training)
-                return _train(training, begun)
-        finally:
-            training.loader.close()
+    begun, team = time.monotonic(), team or Team()
+    with _workplace(request, team) as work:
+        training = resume(request, team) if request.resume else begin(request, work, begun, team)
+    try:
+        if request.dry_run:
+            return _rehearse(training)
+        with run.locked(request.out) if team.leads else nullcontext():
+            if not request.resume:
+                measure_first(training)
+            return _train(training, begun)
+    finally:
+        training.loader.close()
+
+
+@contextmanager
+def _workplace(request: Request, team: Team) -> Iterator[Path]:
+    """A folder for what is made before the run's is; what is mapped from it outlives it.
+
+    Processes may be on many machines: they find it beside the run.
+    """
+    if team.size == 1:
+        with tempfile.TemporaryDirectory(prefix="maectl-", ignore_cleanup_errors=True) as work:  # Windows keeps it
+            yield Path(work)
+        return
+    beside = request.out.absolute().parent
+
+    def made() -> Path:
+        beside.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=".maectl-", dir=beside))
+
+    place = team.lead(made)
+    try:
+        yield place
+        team.most(0)  # all have mapped it
+    finally:
+        if team.leads:
+            shutil.rmtree(place, ignore_errors=True)  # network file systems keep what is mapped until it no longer is
 
 
 def _train(training: Training, begun: float) -> dict[str, Any]:
@@ -49,37 +76,41 @@ def _train(training: Training, begun: float) -> dict[str, Any]:
     deadline = None if training.request.max_time is None else begun + training.request.max_time
     tenths = range(1, 11) if training.steps >= 100 else range(0)  # of fewer steps, a tenth is nothing worth keeping
     milestones = {round(training.steps * tenth / 10) for tenth in tenths}
-    batches = training.loader.batches(training.stream, start, training.steps)
+    batches = on_device(training.loader.batches(training.stream, start, training.steps), training.device)
     rate, saved = 0.0, time.monotonic()
-    with (
-        closing(Progress(out, about, training.loader, start, training.device)) as progress,
-        _interruptible() as interrupt,
-    ):
-        if start == 0:
+    watched = Progress(out, about, training.loader, start, training.device) if training.team.leads else Unwatched()
+    with closing(watched) as progress, _interruptible() as interrupt:
+        if start == 0 and training.team.leads:
             progress.measured(0, about["loss_first"])
         for step in range(start, training.steps + 1):
             now = time.monotonic()
             late = deadline is not None and now > deadline
-            last = step == training.steps or late or interrupt.is_set()
             due = now - saved > 60 * training.recipe.train.checkpoint_minutes or step in milestones
+            wish = INTERRUPTED if interrupt.is_set() else LATE if late else SAVE if due and step > start else ON
+            agreed = DONE if step == training.steps else training.team.most(wish)
             # once in a while, and at the end: measure and save
-            if last or (due and step > start):
+            if agreed != ON:
                 progress.flush(step)
-                _save(training, step, milestones, progress)
+                for other in training.team.gathered(training.rejects.rows):
+                    training.rejects.include(other)
+                if training.team.leads:
+                    _save(training, step, milestones, progress)
                 progress.pause(now)
                 saved = time.monotonic()
-            if last:
+            if agreed > SAVE:
                 break
             # one optimizer step
             rate = learning_rate(step, steps=training.steps, warmup_steps=about["warmup_steps"], peak=about["lr"])
             for group in training.optimizer.param_groups:
                 group["lr"] = rate
-            progress.step(step, rate, optimizer_step(training, next(batches)))
-    if interrupt.is_set() and step < training.steps:
+            progress.step(step, rate, training.step(next(batches)))
+    if agreed == INTERRUPTED:
         console.say(f"interrupted at step {step:,}: checkpoint written; --resume goes on from there")
         raise KeyboardInterrupt
-    if step < training.steps:
+    if agreed == LATE:
         console.warn(f"time is up at step {step:,} of {training.steps:,}, at a learning rate of {rate:.2e}, not 0")
+    if not training.team.leads:
+        return {}
     _farewell(training)
     return _summary(training, step)
 
@@ -91,9 +122,11 @@ def _rehearse(training: Training) -> dict[str, Any]:
     batches = training.loader.batches(training.stream, 0, 2)
     for batch in batches:
         begun = time.monotonic()
-        optimizer_step(training, batch)
+        training.step(batch)
         device.synchronise(training.device)
     each = time.monotonic() - begun
+    if not training.team.leads:
+        return {}
     about["images_per_s"] = about["batch_size"] / each
     memory = device.peak_memory(training.device) / 2**30
     console.say(
@@ -103,49 +136,11 @@ def _rehearse(training: Training) -> dict[str, Any]:
     return _summary(training, 0)
 
 
-def optimizer_step(training: Training, batch: Batch) -> Tensor:
-    """Micro-batches accumulated into one step over the whole batch; its loss, still on the device.
-
-    Each back-propagates its sum over the nominal count of removed patches; where invalid pixels made fewer
-    count, gradients are scaled to the true mean. Nothing here waits for the device.
-    """
-    model, about = training.model, training.about
-    nominal = len(batch.images) * about["removed_patches"]
-    total = torch.zeros((), device=training.device)
-    counted = torch.zeros((), device=training.device, dtype=torch.int64)
-    for first in range(0, len(batch.images), about["micro_batch"]):
-        part = slice(first, first + about["micro_batch"])
-        images, valid = normalise(_part(batch, part), training.views.normalizer, training.device)
-        noise = batch.noise[part].to(training.device, non_blocking=True)
-        with device.autocast(training.device, about["precision"]):
-            output = model(images, noise, training.recipe.model.mask_ratio, valid)
-        (output.loss_sum / nominal).backward()
-        total += output.loss_sum.detach()
-        counted += output.counted
-    if batch.valid is not None:
-        scale = nominal / counted.clamp(min=1)
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
-    training.optimizer.step()
-    training.optimizer.zero_grad()
-    return total / counted.clamp(min=1)
-
-
-def _part(batch: Batch, part: slice) -> Batch:
-    """Some images of a batch; constants shared by all stay shared."""
-    own = len(batch.mean) > 1
-    return batch._replace(
-        images=batch.images[part],
-        valid=None if batch.valid is None else batch.valid[part],
-        mean=batch.mean[part] if own else batch.mean,
-        std=batch.std[part] if own else batch.std,
-    )
-
-
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets an event, so that the step under way is finished and saved; a second one stops at once."""
+    """Ctrl-C, or a scheduler's SIGTERM, sets an event, so that the step under way is finished and saved; a second
+    Ctrl-C stops at once.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -156,14 +151,15 @@ def _interruptible() -> Iterator[threading.Event]:
         event.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGINT, first)
+    before = [(each, signal.signal(each, first)) for each in (signal.SIGINT, signal.SIGTERM)]
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in before:
+            signal.signal(each, handler)
 
 
-def _save(training: Training, step: int, milestones: set[int], progress: Progress) -> None:
+def _save(training: Training, step: int, milestones: set[int], progress: Progress | Unwatched) -> None:
     out, about, mask_ratio = training.request.out, training.about, training.recipe.model.mask_ratio
     about["loss_last"] = training.held.loss(training.model, mask_ratio)
     about["step"], about["rejected"] = step, len(training.rejects)

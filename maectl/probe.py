@@ -28,6 +28,7 @@ from maectl.registry import load as load_adapter
 from maectl.scan import scan
 from maectl.scoring import Evaluation
 from maectl.store import Reader
+from maectl.team import Team
 
 __all__ = ["probe", "report"]
 
@@ -51,6 +52,7 @@ def probe(
     per: str = "image",
     masks: Path | None = None,
     ignore: Sequence[str] = (),
+    team: Team | None = None,
 ) -> dict[str, Any]:
     """Evaluate the encoder of ``run`` on labelled images; what ``--json`` prints.
 
@@ -61,8 +63,10 @@ def probe(
 
     With ``masks``, a folder of label rasters (or the one of a single image), patches are classified instead
     (`dense.patches`), and measured by mIoU; baselines are patch statistics and raw pixels. ``ignore`` are values
-    (whole numbers, or colours as #rrggbb) that mean no label. Raises MaectlError.
+    (whole numbers, or colours as #rrggbb) that mean no label. The processes of a ``team`` share the images; its leader
+    goes on with their features, the others end. Raises MaectlError.
     """
+    team = team or Team()
     _check(labels, pool, per, masks, ignore)
     found = checkpoint.load(run)
     models = {"encoder": found.model()}
@@ -74,10 +78,11 @@ def probe(
             known = resolve(
                 index.names(), index.groups, labels_csv=labels, folder=folder, seed=seed, files=index.members, per=per
             )
-            known, frozen = _extracted(reader, found.config, known, models, workers)
+            known, frozen = _extracted(reader, found.config, known, models, workers, team)
         else:
             rasters = paired(index, masks, found.config.options, ignore, folder)
-            known, frozen = patches(reader, found.config, models, rasters, seed, workers)
+            known, frozen = patches(reader, found.config, models, rasters, seed, workers, team)
+            team.dismissed()
         seen = _pretrained_on(found, index, known)
 
     def evaluated(name: str, given: str | None = None) -> Evaluation:
@@ -163,13 +168,14 @@ def _scanned(config: Config, folder: str, work: Path, workers: int, masks: Path 
 
 
 def _extracted(
-    reader: Reader, config: Config, labels: Labels, models: dict[str, MaskedAutoencoder], workers: int
+    reader: Reader, config: Config, labels: Labels, models: dict[str, MaskedAutoencoder], workers: int, team: Team
 ) -> tuple[Labels, Features]:
     """Features of the labelled images, and the labels of those that can be read."""
     labels, places = _sliced(reader, config, labels)
     members = Members(labels.rows, places, labels.owners)
     with console.task("features of the images") as advance:
-        frozen = extract(reader, config, members, models, device.pick(), workers, advance)
+        frozen = extract(reader, config, members, models, device.pick(), workers, advance, team=team)
+    team.dismissed()
     if not frozen.unread:
         return labels, frozen
     place, reason = frozen.unread[0]

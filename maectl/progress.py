@@ -19,12 +19,35 @@ from maectl.dataset import Loader
 from maectl.errors import RunError, TrainingError
 from maectl.run import Log
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "Unwatched"]
 
 FLUSH = 2.0  # seconds
 
 
-class Progress:
+class Unwatched:
+    """What a process records that does not lead its team: nothing. Its steps wait for no loss."""
+
+    def step(self, step: int, rate: float, loss: Tensor) -> None:
+        """Nothing."""
+
+    def flush(self, step: int) -> None:
+        """Nothing."""
+
+    def measured(self, step: int, loss: float, pictures: npt.NDArray[np.uint8] | None = None) -> None:
+        """Nothing."""
+
+    def pause(self, since: float) -> None:
+        """Nothing."""
+
+    def lap(self) -> float:
+        """No time."""
+        return 0.0
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Progress(Unwatched):
     """The record of one process's stretch of a run, from step ``start``."""
 
     def __init__(self, out: Path, about: dict[str, Any], loader: Loader, start: int, where: torch.device) -> None:

@@ -56,6 +56,11 @@ def _off(value: object) -> object:
     return "off" if value is False else value
 
 
+def _switch(value: object) -> object:
+    """YAML 1.1 reads bare on and off as truths."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 Positive = Annotated[int, Field(gt=0)]
 Above0 = Annotated[float, Field(gt=0)]
 Extent = Annotated[
@@ -109,10 +114,16 @@ class DataRecipe(Section):
     crop_ratio: tuple[Above0, Above0] = (3 / 4, 4 / 3)  # width over height
     flip: Annotated[tuple[Literal["horizontal", "vertical", "depth"], ...], BeforeValidator(_single)] = ("horizontal",)
     rotate: bool = False  # by quarter turns, each as likely: with flips all eight ways a square can lie
+    crops_per_image: Positive = 1  # of one decoding, one after another; an epoch shows as many images as ever
+    resize: Literal["cpu", "device"] = "cpu"  # where crops are resized; device: within two grey levels of cpu
     min_valid: Fraction = 0.5  # a crop with fewer valid pixels is drawn again, up to ten times
     min_contrast: Fraction = 0.0  # so is one whose deviation is a smaller share of the one it is normalised with
     display: Display = Display()
     store: Annotated[str, BeforeValidator(_off)] = "auto"  # auto | off | a folder
+    store_form: Literal["auto", "raw", "compact"] = "auto"  # compact: 8-bit images as JPEG, auto where raw does not fit
+    store_max_side: Positive | Literal["auto"] = (
+        "auto"  # px, of 8-bit images; auto: their own, compact 8/7 of the model's
+    )
     verify: Literal["auto", "all"] | Annotated[int, Field(ge=0)] = "auto"  # sources decoded before step 1
     max_bad: Fraction = 1.0  # a larger share of files that cannot be used stops the run
 
@@ -182,11 +193,13 @@ class TrainRecipe(Section):
     epochs: Above0 = 800
     warmup_epochs: Annotated[float, Field(ge=0)] = 40  # never more than a tenth of the steps
     batch_size: Positive = 4096  # images an optimizer step, all processes together; in a recipe, a maximum
-    micro_batch: Positive | Literal["auto"] = "auto"  # images at once a process
+    micro_batch: Positive | Literal["auto"] = "auto"  # images at once a process; auto: what fits in memory
     base_lr: Above0 = 1.5e-4  # learning rate per 256 images of the batch
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"  # torch.compile; auto: on CUDA
+    checkpointing: bool = False  # recompute activations in backward: a third slower, several times less memory
     keep: Annotated[int, Field(ge=1)] = 2  # whole checkpoints; weights alone are kept at each tenth
     checkpoint_minutes: Above0 = 10
 

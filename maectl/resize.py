@@ -14,9 +14,10 @@ from torch.nn import functional
 
 from maectl.adapter import Pixels
 
-__all__ = ["REACH", "fitted", "pad", "resample", "resize"]
+__all__ = ["REACH", "fitted", "pad", "resample", "resize", "tensor"]
 
 SLACK = 1e-6  # pixels: so that rounding does not decide whether a centre lies on the rim
+PACKED = 4  # channels of bytes up to which torch resizes in integers, any layout alike
 REACH = 2  # pixels either side that bicubic reaches; linear reaches one
 
 Bools = npt.NDArray[np.bool_]
@@ -104,8 +105,17 @@ def fitted(pixels: Pixels, span: tuple[int, ...], size: tuple[int, ...], fill: n
     The cut takes its share of ``size``, and is padded there: a span may be far larger than memory.
     """
     have = pixels.values.shape[1:]
+    if have == span:
+        return resize(pixels, size, fill)
     own = tuple(max(1, round(side * h / s)) if s > h else side for side, h, s in zip(size, have, span, strict=True))
     return pad(resize(pixels, own, fill), size)
+
+
+def tensor(values: npt.NDArray[np.generic]) -> torch.Tensor:
+    """An array as a tensor, without a copy but of one that is read-only or lies backwards in memory."""
+    if not values.flags.writeable or min(values.strides, default=0) < 0:
+        values = values.copy()
+    return torch.from_numpy(values)
 
 
 def pad(pixels: Pixels, span: tuple[int, ...]) -> Pixels:
@@ -119,9 +129,10 @@ def pad(pixels: Pixels, span: tuple[int, ...]) -> Pixels:
 
 
 def _bicubic(values: npt.NDArray[np.generic], size: tuple[int, ...]) -> npt.NDArray[np.generic]:
-    # channel-last, whether it comes from the store or from a decoder: torch's two layouts may round apart
-    last = np.ascontiguousarray(np.moveaxis(values, 0, -1))
-    image = torch.from_numpy(last).movedim(-1, 0)[None]
+    image = tensor(values.transpose(1, 2, 0))[None].permute(0, 3, 1, 2)
+    if values.dtype != np.uint8 or len(values) > PACKED:
+        # channel-last, whether it comes from the store or from a decoder: torch's two layouts may round apart
+        image = image.contiguous(memory_format=torch.channels_last)
     resized = functional.interpolate(image, size=size, mode="bicubic", antialias=True)
     return np.asarray(resized[0].numpy())
 

@@ -3,37 +3,47 @@
 from pathlib import Path
 from typing import Any
 
-from maectl import checkpoint, console, recipe, run
+from maectl import checkpoint, console, device, recipe, run
 from maectl.adapter import Files
 from maectl.errors import RunError, UsageError
 from maectl.index import Index, Rejects, read_quarantine
 from maectl.recipe import Recipe
-from maectl.store import Reader, build, default_folder
+from maectl.store import Reader, default_folder
+from maectl.storing import Choice, form_of, made
+from maectl.team import Team
 from maectl.training import Request, Training, assembled
 
 __all__ = ["resume"]
 
 
-def resume(request: Request) -> Training:
-    """The run in ``request.out`` as its latest whole checkpoint left it. Raises RunError, UsageError."""
+def resume(request: Request, team: Team) -> Training:
+    """The run in ``request.out`` as its latest whole checkpoint left it; every process reads it. Raises RunError,
+    UsageError.
+    """
     out = request.out
-    about = run.read(out)
-    _check_unchanged(request, about)
+    about = team.lead(lambda: _read(request))
     folder = checkpoint.latest(out, resumable=True)
     config = checkpoint.load(folder).config
     index, adapter = Index(out / "index.arrow"), config.build_adapter()
-    store = None
-    if about["store"] is not None:
-        with console.task("opening the store") as advance:
-            place = default_folder(out) if about["store"] == "auto" else Path(about["store"])
-            store, _ = build(index, adapter, place, workers=request.workers, progress=advance)
     chosen, _ = recipe.load(str(out / "recipe.yaml"))
+    store = None
+    if about["store"] is not None:  # the recipe holds the form that was chosen when the run began
+        place = default_folder(out) if about["store"] == "auto" else Path(about["store"])
+        store, _ = made(index, adapter, Choice(place, form_of(chosen, index)), workers=request.workers, team=team)
     rejects = read_quarantine(out / "quarantine.csv")
-    training = assembled(request, chosen, config, Reader(index, adapter, store), rejects, about)
+    training = assembled(request, chosen, config, Reader(index, adapter, store), rejects, about, team)
     about["step"] = checkpoint.restore(folder, training.model, training.optimizer)["step"]
     console.say(f"resuming {out} at step {about['step']:,} of {about['steps']:,}")
-    _count_new_files(index, rejects, chosen, about["folders"])
+    team.lead(lambda: _count_new_files(index, rejects, chosen, about["folders"]))
+    if device.compiles(chosen.train.compile, training.device):
+        training.step.compile()
     return training
+
+
+def _read(request: Request) -> dict[str, Any]:
+    about = run.read(request.out)
+    _check_unchanged(request, about)
+    return about
 
 
 def _check_unchanged(request: Request, about: dict[str, Any]) -> None:

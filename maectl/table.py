@@ -24,6 +24,7 @@ from maectl.outputs import none_left
 from maectl.projection import Projection
 from maectl.store import Reader
 from maectl.stream import SAMPLE, generator
+from maectl.team import Team
 
 __all__ = ["Table", "write_table"]
 
@@ -67,11 +68,12 @@ class Table:
 
 
 def write_table(
-    asked: Table, model: MaskedAutoencoder, out: Path, rejects: list[dict[str, str]], workers: int
+    asked: Table, model: MaskedAutoencoder, out: Path, rejects: list[dict[str, str]], workers: int, team: Team
 ) -> dict[str, Any]:
     """Write embeddings.parquet into ``out``; what is told of it. Images that cannot be read are added to ``rejects``.
 
-    Features of a volume are the mean over its slices or crops. Raises UsageError and DataError.
+    The processes of a ``team`` share the images, and its leader writes. Features of a volume are the mean over its
+    slices or crops. Raises UsageError and DataError.
     """
     if asked.dtype not in TYPES:
         raise UsageError(f"--dtype {asked.dtype} is for maps; a table holds float32 or float16")
@@ -79,13 +81,18 @@ def write_table(
     reader = Reader(asked.index, asked.adapter)
     names = dict(asked.rows)
     rows = np.array([row for row, _ in asked.rows], np.int64)
-    projection = _projection(asked, model, reader, rows, workers)
+    projection = _projection(asked, model, reader, rows, workers, team)
+    parts = _features(asked, model, reader, rows, workers, "embedding", team)
+    if not team.leads:
+        for _ in parts:
+            pass
+        return {}
     path, part, written = out / "embeddings.parquet", out / f".embeddings.parquet.{os.getpid()}", 0
     schema = asked.schema(asked.pca or int(model.cls_token.shape[-1]))
     groups = asked.index.groups
     try:
         with pa.parquet.ParquetWriter(str(part), schema) as file:
-            for kept, features, lost in _features(asked, model, reader, rows, workers, "embedding"):
+            for kept, features, lost in parts:
                 rejects += [{"source": names[row], "reason": reason} for row, reason in lost]
                 values = features if projection is None else projection.of(features.T).T
                 flat = pa.array(np.ascontiguousarray(values, asked.dtype).ravel())
@@ -118,16 +125,19 @@ def _text(name: str | None) -> str | None:
     return name and name.encode("utf-8", "backslashreplace").decode()
 
 
-def _projection(asked: Table, model: MaskedAutoencoder, reader: Reader, rows: Ints, workers: int) -> Projection | None:
+def _projection(
+    asked: Table, model: MaskedAutoencoder, reader: Reader, rows: Ints, workers: int, team: Team
+) -> Projection | None:
     if asked.pca is None:
         return None
     some = np.sort(generator(asked.seed, 0, SAMPLE).permutation(len(rows))[:FITTED])
-    parts = [features for _, features, _ in _features(asked, model, reader, rows[some], workers, "looking at a sample")]
-    return Projection.fit(np.concatenate(parts), asked.pca)
+    parts = [each for _, each, _ in _features(asked, model, reader, rows[some], workers, "looking at a sample", team)]
+    axes = asked.pca
+    return team.lead(lambda: Projection.fit(np.concatenate(parts), axes))
 
 
 def _features(
-    asked: Table, model: MaskedAutoencoder, reader: Reader, rows: Ints, workers: int, task: str
+    asked: Table, model: MaskedAutoencoder, reader: Reader, rows: Ints, workers: int, task: str, team: Team
 ) -> Iterator[tuple[Ints, Floats, list[tuple[int, str]]]]:
     """Rows that could be read, their features [n, D], and (row, reason) of the others; some thousands at a time."""
     with console.task(task) as advance:
@@ -136,7 +146,7 @@ def _features(
             members = Members(some, np.full(len(some), WHOLE), np.arange(len(some)))
             found = extract(
                 reader, asked.config, members, {"encoder": model}, device.pick(), workers,
-                partial(_advanced, advance, first, len(rows)), baselines=False,
+                partial(_advanced, advance, first, len(rows)), baselines=False, team=team,
             )  # fmt: skip
             lost = [(int(some[member]), reason) for member, reason in found.unread]
             width = int(model.cls_token.shape[-1])

@@ -22,6 +22,7 @@ from maectl.errors import DataError, Unreadable
 from maectl.features import Features, Whole
 from maectl.mae import MaskedAutoencoder
 from maectl.store import Reader, in_order
+from maectl.team import Team
 
 __all__ = ["features"]
 
@@ -40,8 +41,12 @@ def features(
     windows: Ints,
     places: Ints,
     workers: int,
+    team: Team,
 ) -> Features:
-    """Features of N patches, by window ascending, and of baselines; a patch's hash is that of its whole window."""
+    """Features of N patches, by window ascending, and of baselines; a patch's hash is that of its whole window.
+
+    The images are shared by the processes of the ``team``, whose leader alone gets them all.
+    """
     where = device.pick()
     for model in models.values():
         model.to(where).eval()
@@ -56,6 +61,7 @@ def features(
 
     waiting: list[tuple[int, View]] = []
     jobs = together(chosen, np.unique(windows), config)
+    jobs = jobs[team.share(len(jobs))]
     with console.task("features of the patches") as advance:
         for done, found in enumerate(in_order(read, jobs, device.loader_threads(workers)), 1):
             if isinstance(found, str):
@@ -65,6 +71,11 @@ def features(
                 batch, waiting = waiting[:BATCH], waiting[BATCH:]
                 _encoded(batch, config, models, where, windows, places, values, hashes)
             advance(done, len(jobs))
+    own = np.flatnonzero(np.isin(windows, [number for job in jobs for number in job]))
+    for at, others, theirs in team.collected((own, {name: each[own] for name, each in values.items()}, hashes[own])):
+        for name, each in others.items():
+            values.setdefault(name, np.empty((len(windows), each.shape[1]), np.float32))[at] = each
+        hashes[at] = theirs
     pools = {"image_stats": "stats", "pixels": "pixels"}
     found_ = {name: {pools.get(name, "patch"): each} for name, each in values.items()}
     return Features(np.arange(len(windows)), found_, hashes, [])

@@ -2,18 +2,17 @@
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from maectl import budget, console, device, run
 from maectl.checkpoint import Config
-from maectl.dataset import Batch, Loader, Views
+from maectl.dataset import Loader, Views
 from maectl.errors import TrainingError, UsageError
 from maectl.heldout import HeldOut
 from maectl.identity import config_of, identity
@@ -23,14 +22,15 @@ from maectl.optim import adamw
 from maectl.planes import extents
 from maectl.prepare import Prepared, prepare
 from maectl.recipe import Recipe
+from maectl.stepping import Stepper, fitting
 from maectl.store import Reader
 from maectl.stream import Stream
+from maectl.team import Team
 from maectl.warmstart import check, start_from
 from maectl.windows import Crop
 
 __all__ = ["Request", "Training", "assembled", "begin", "measure_first"]
 
-MICRO_BATCH = {"cpu": 64, "cuda": 256, "mps": 128}  # images at once, where the recipe says auto
 ENLARGED = 2.5  # times, from which on a smaller model is recommended
 FLIPS = {"horizontal": -1, "vertical": -2, "depth": -3}  # spatial axes of what the model sees
 
@@ -65,12 +65,14 @@ class Training:
     config: Config
     model: MaskedAutoencoder
     optimizer: torch.optim.Optimizer
+    step: Stepper
     views: Views
     loader: Loader
     stream: Stream
     held: HeldOut
     rejects: Rejects
     device: torch.device
+    team: Team
 
     @property
     def steps(self) -> int:
@@ -78,12 +80,10 @@ class Training:
         return int(self.about["steps"])
 
 
-def begin(request: Request, work: Path, begun: float, optimizer_step: Callable[[Training, Batch], Tensor]) -> Training:
+def begin(request: Request, work: Path, begun: float, team: Team) -> Training:
     """A new run, its folder made last. Raises MaectlError before anything is written there."""
-    run.refuse(request.out, overwrite=request.overwrite or request.dry_run)
-    if request.init is not None:
-        check(request.init)
     overrides = _overrides(request)
+    team.lead(lambda: _refused(request))
     unknown = request.steps is not None or request.max_time is not None
     prepared = prepare(
         request.folders,
@@ -94,22 +94,31 @@ def begin(request: Request, work: Path, begun: float, optimizer_step: Callable[[
         run=request.out,
         work=work,
         workers=request.workers,
+        team=team,
     )
-    about = identity(request.folders, request.init, prepared, device.pick())
-    training = assembled(request, prepared.recipe, config_of(prepared), prepared.reader, prepared.rejects, about)
+    about = team.lead(lambda: identity(request.folders, request.init, prepared, device.pick()))
+    training = assembled(request, prepared.recipe, config_of(prepared), prepared.reader, prepared.rejects, about, team)
     if request.init is not None:
         licence = start_from(request.init, training.model)
         training.config = training.config.model_copy(update={"weights_licence": licence})
     explicit = any(override.startswith("train.batch_size=") for override in overrides)
-    _settle(training, explicit, begun, optimizer_step)
+    _settle(training, explicit, begun)
     _tell(training, prepared)
     if not request.dry_run:
-        _make_folder(training, prepared)
+        team.lead(lambda: _make_folder(training, prepared))
     return training
 
 
+def _refused(request: Request) -> None:
+    run.refuse(request.out, overwrite=request.overwrite or request.dry_run)
+    if request.init is not None:
+        check(request.init)
+
+
 def measure_first(training: Training) -> None:
-    """The baselines and the untrained model's loss, into run.json."""
+    """The baselines and the untrained model's loss, into run.json; the leader's work."""
+    if not training.team.leads:
+        return
     ratio = training.recipe.model.mask_ratio
     training.about["baselines"] = training.held.measure_baselines(training.model, ratio)
     training.about["loss_first"] = training.about["loss_last"] = training.held.loss(training.model, ratio)
@@ -129,12 +138,19 @@ def _overrides(request: Request) -> list[str]:
 
 
 def assembled(
-    request: Request, chosen: Recipe, config: Config, reader: Reader, rejects: Rejects, about: dict[str, Any]
+    request: Request,
+    chosen: Recipe,
+    config: Config,
+    reader: Reader,
+    rejects: Rejects,
+    about: dict[str, Any],
+    team: Team,
 ) -> Training:
     """The parts of a run put together, at step 0."""
     where, index = device.pick(), reader.index
     torch.manual_seed(about["seed"])
     model = config.build_model().to(where)
+    model.checkpointing = chosen.train.checkpointing
     data = chosen.data
     size = tuple(int(side) for side in config.model["image_size"])
     train, held = held_out(index.groups, about["seed"])
@@ -151,13 +167,22 @@ def assembled(
         min_contrast=data.min_contrast,
         axis=data.axis,
         divided=bool(np.isin(held, train).any()),
+        crops=data.crops_per_image,
+        resize=data.resize,
         rejected=_Quarantine(index, rejects, data.max_bad),
     )
-    loader = Loader(views, device.loader_threads(request.workers), pin=where.type == "cuda")
+    threads, place = device.loader_threads(request.workers), team.place
+    loader = Loader(views, threads, pin=where.type == "cuda", rank=place.rank, world=place.size)
     optimizer = adamw(model, about.get("lr", 0.0), chosen.train.weight_decay)
-    measured = HeldOut(loader, held, config.normalizer, where, about["precision"])
-    stream = Stream(train, about.get("batch_size", budget.LEAST_BATCH), about["seed"], views.per_epoch(train))
-    return Training(request, about, chosen, config, model, optimizer, views, loader, stream, measured, rejects, where)
+    step = Stepper(
+        model, optimizer, config.normalizer, chosen.model.mask_ratio, about["removed_patches"], about["precision"],
+        where, team, about.get("batch_size", budget.LEAST_BATCH), about.get("micro_batch", 1),
+    )  # fmt: skip
+    measured = HeldOut(loader, held if team.leads else held[:0], config.normalizer, where, about["precision"])
+    stream = Stream(train, step.batch_size, about["seed"], views.per_epoch(train), views.crops)
+    return Training(
+        request, about, chosen, config, model, optimizer, step, views, loader, stream, measured, rejects, where, team
+    )
 
 
 @dataclass
@@ -181,64 +206,82 @@ class _Quarantine:
             raise TrainingError(f"{failed:,} of {total:,} files became unreadable: data.max_bad is {self.most}")
 
 
-def _settle(
-    training: Training, explicit: bool, begun: float, optimizer_step: Callable[[Training, Batch], Tensor]
-) -> None:
+def _settle(training: Training, explicit: bool, begun: float) -> None:
     """Steps, batch, micro-batch, learning rate and warm-up: decided once, kept in run.json."""
     request, train, about = training.request, training.recipe.train, training.about
     epoch = training.stream.epoch_length
     batch = train.batch_size if explicit else min(train.batch_size, budget.LEAST_BATCH)
-    micro = MICRO_BATCH[training.device.type] if train.micro_batch == "auto" else train.micro_batch
-    about["micro_batch"] = min(micro, batch)
-    if request.steps is not None:
-        shown = float(request.steps * batch)
-        batch = batch if explicit else budget.batch_size(train.batch_size, shown)
-        steps = request.steps
-    elif request.max_time is not None:
-        training.stream = Stream(training.stream.rows, batch, about["seed"], training.stream.views)
-        steps = _steps_in_time(training, begun, optimizer_step)
+    if request.max_time is not None:
+        _sized(training, batch)
+        steps = _steps_in_time(training, begun)
         shown = float(steps * batch)
-        if not explicit:
-            batch = budget.batch_size(train.batch_size, shown)
-            steps = max(1, int(shown / batch))
     else:
-        shown = train.epochs * epoch
-        batch = batch if explicit else budget.batch_size(train.batch_size, shown)
+        shown = train.epochs * epoch if request.steps is None else float(request.steps * batch)
+    if not explicit:
+        batch = budget.batch_size(train.batch_size, shown)
+    if request.steps is not None:
+        steps = request.steps
+    elif request.max_time is None:
         steps = int(np.ceil(shown / batch))
-    training.stream = Stream(training.stream.rows, batch, about["seed"], training.stream.views)
+    elif not explicit:
+        steps = max(1, int(shown / batch))
+    _sized(training, batch)
     about.update(
         steps=steps,
         batch_size=batch,
-        micro_batch=min(micro, batch),
+        micro_batch=training.step.micro_batch,
         lr=budget.rate(train.base_lr, batch),
         warmup_steps=budget.warmup_steps(training.recipe, steps, epoch / batch),
         epochs=steps * batch / epoch,
     )
 
 
-def _steps_in_time(training: Training, begun: float, optimizer_step: Callable[[Training, Batch], Tensor]) -> int:
+def _sized(training: Training, batch: int) -> None:
+    """Fit the training to a batch: what is loaded, what fits in memory at once, and the compiled model to that."""
+    step, train = training.step, training.recipe.train
+    if batch < training.team.size:
+        raise UsageError(
+            f"a batch of {batch} images is too small for {training.team.size} processes: one each, at least"
+        )
+    known = step.batch_size if training.about.get("micro_batch") else None
+    training.stream = replace(training.stream, batch=batch)
+    step.batch_size = batch
+    if known == batch:
+        return
+    step.micro_batch = fitting(step) if train.micro_batch == "auto" else min(train.micro_batch, batch)
+    training.about["micro_batch"] = step.micro_batch
+    if device.compiles(train.compile, training.device):
+        step.compile()
+
+
+def _steps_in_time(training: Training, begun: float) -> int:
     """Steps that fit what is left of ``--max-time``, by timing some that are then undone."""
-    assert training.request.max_time is not None
+    seconds = training.request.max_time
+    assert seconds is not None
     fresh = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
     batches = training.loader.batches(training.stream, 0, budget.TIMED_STEPS)
 
     def step(number: int) -> None:
-        optimizer_step(training, next(batches))
+        training.step(next(batches))
         device.synchronise(training.device)
 
-    each = budget.timed(step, training.request.max_time)
+    each = budget.timed(step, seconds, lambda enough: bool(training.team.most(enough)))
     training.model.load_state_dict(fresh)
     training.optimizer.state.clear()
-    before = time.monotonic()
-    training.held.loss(training.model, training.recipe.model.mask_ratio)
-    measuring = 12 * (time.monotonic() - before)  # the first, the last and the tenths
-    left = training.request.max_time - (time.monotonic() - begun) - measuring
-    if left < each:
-        raise UsageError(
-            f"--max-time {training.request.max_time:.0f} s is too short: preparing took "
-            f"{time.monotonic() - begun:.0f} s, a step takes {each:.1f} s"
-        )
-    return int(0.98 * left / each)
+
+    def left_over() -> int:
+        before = time.monotonic()
+        training.held.loss(training.model, training.recipe.model.mask_ratio)
+        measuring = 12 * (time.monotonic() - before)  # the first, the last and the tenths
+        left = seconds - (time.monotonic() - begun) - measuring
+        if left < each:
+            raise UsageError(
+                f"--max-time {seconds:.0f} s is too short: preparing took {time.monotonic() - begun:.0f} s, "
+                f"a step takes {each:.1f} s"
+            )
+        return int(0.98 * left / each)
+
+    return training.team.lead(left_over)
 
 
 def _tell(training: Training, prepared: Prepared) -> None:
@@ -249,10 +292,11 @@ def _tell(training: Training, prepared: Prepared) -> None:
     if training.views.divided:
         told = "nothing is" if training.recipe.data.crop == "image" else "windows of the last tenth of its rows are"
         console.warn(f"all images are one group (patient, scene): {told} held out")
+    several = f", {training.team.size} processes" if training.team.size > 1 else ""
     weights = sum(p.numel() for p in training.model.parameters()) / 1e6
     console.say(
         f"model: {training.recipe.model.size}, {weights:.1f} M weights, {about['patches']} patches an image; "
-        f"{about['provenance']['device']}, {about['precision']}"
+        f"{about['provenance']['device']}, {about['precision']}{several}"
     )
     _tell_patch(training, prepared)
     if training.device.type == "cpu" and training.recipe.model.size not in ("tiny", "small"):

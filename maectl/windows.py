@@ -3,8 +3,9 @@
 D spatial dimensions; a window is a start and a size along each, in pixels of the source's grid.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, exp, log, sqrt
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +14,18 @@ from maectl.adapter import Window
 from maectl.errors import UsageError
 
 __all__ = [
-    "Crop", "Draws", "Span", "coarser", "cover", "crop_each", "crop_pixels", "divided", "draw", "place", "ramp", "room",
-    "shares",
+    "MARGIN", "Crop", "Draws", "Span", "coarser", "cover", "crop_each", "crop_pixels", "divided", "draw", "least_sides",
+    "place", "ramp", "room", "shares", "shrinkage",
 ]  # fmt: skip
 
 TRIES = 10  # shapes tried until one fits the image, as torchvision's RandomResizedCrop
+MARGIN = 1.5
+"""Times the model's size that a crop keeps, at least, when it is decoded at a half, a quarter or an eighth.
+
+Of drawn 6-megapixel JPEGs with a 1/f spectrum such crops differ, once resized, by 0.3 to 0.4 grey levels in the mean
+(52 dB) from those decoded in full; at 1.0 it would be 0.4 to 0.6 (49 dB), at 2.0 0.25 to 0.3 (54 dB). A linear in
+place of the bicubic filter makes as much of a difference.
+"""
 Floats = npt.NDArray[np.float64]
 Span = tuple[int, ...]
 
@@ -33,6 +41,8 @@ class Crop:
     ratio   width over height, low and high, relative to the model's own (2-D only)
     flips   axes that may be reversed, each with probability 1/2
     rotate  whether the crop (of a square model) may be turned by 0 to 3 quarters, each as likely
+    shrink  whether shares of an image that may be decoded smaller (`shrinkage`) are widened to whole pixels of the
+            smaller image, by less than 1 %; the image's last pixels that make no whole one are left out
     """
 
     size: tuple[int, ...]
@@ -41,6 +51,7 @@ class Crop:
     flips: tuple[int, ...] = ()
     rotate: bool = False
     window: tuple[float, ...] | None = None
+    shrink: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,10 +90,32 @@ def place(crop: Crop, draws: Draws, item: int, extent: tuple[int, ...]) -> tuple
 
     The span is larger than the window where the image ends inside of it.
     """
+    flips = tuple(axis for axis in crop.flips if draws.flips[item, axis] < 0.5)
     sizes = _sizes(crop, draws.shapes[item], crop.window or extent, room(extent, crop.window))
-    starts = [int(u * (max(e, s) - s + 1)) for u, e, s in zip(draws.places[item], extent, sizes, strict=True)]
-    window = tuple(slice(start, min(start + s, e)) for start, s, e in zip(starts, sizes, extent, strict=True))
-    return window, tuple(sizes), tuple(axis for axis in crop.flips if draws.flips[item, axis] < 0.5)
+    places = draws.places[item].tolist()
+    starts = [int(u * (max(e, s) - s + 1)) for u, e, s in zip(places, extent, sizes, strict=True)]
+    stops = [start + s for start, s in zip(starts, sizes, strict=True)]
+    if crop.shrink and (factor := shrinkage(sizes, crop.size)) > 1:
+        starts = [start // factor * factor for start in starts]
+        stops = [min(-(-stop // factor), e // factor) * factor for stop, e in zip(stops, extent, strict=True)]
+        sizes = [stop - start for start, stop in zip(starts, stops, strict=True)]
+    window = tuple(slice(start, min(stop, e)) for start, stop, e in zip(starts, stops, extent, strict=True))
+    return window, tuple(sizes), flips
+
+
+def shrinkage(sides: Sequence[float], size: Span) -> int:
+    """By which of 8, 4, 2 and 1 an image's crop may be decoded smaller: `MARGIN` times the model's size remain."""
+    least = min(side / own for side, own in zip(sides, size, strict=True)) / MARGIN
+    return 8 if least >= 8 else 4 if least >= 4 else 2 if least >= 2 else 1
+
+
+def least_sides(crop: Crop, extent: Sequence[int]) -> tuple[float, float]:
+    """Sides that no share of an image of that extent falls below, whatever is drawn: of the smallest area, the
+    narrowest and the lowest."""
+    height, width = extent
+    low, high = (ratio * crop.size[1] / crop.size[0] for ratio in crop.ratio)
+    area = crop.scale[0] * height * width
+    return min(sqrt(area / high), height, width / high), min(sqrt(area * low), width, height * low)
 
 
 def divided(length: int, window: float, held: bool) -> slice:
@@ -110,21 +143,20 @@ def coarser(span: Span, window: Window, have: tuple[int, ...]) -> Span:
 
 
 def _sizes(crop: Crop, tries: Floats, base: tuple[float, ...], extent: tuple[int, ...]) -> list[int]:
-    share = crop.scale[0] + tries[:, 0] * (crop.scale[1] - crop.scale[0])
+    low, high = crop.scale
     if len(extent) == 3:  # volumes: the share of the volume, its proportions kept
-        side = share[0] ** (1 / 3)
+        side = (low + float(tries[0, 0]) * (high - low)) ** (1 / 3)
         return [max(1, min(e, round(b * side))) for b, e in zip(base, extent, strict=True)]
     own = crop.size[1] / crop.size[0]
-    low, high = np.log(crop.ratio)
-    ratio = np.exp(low + tries[:, 1] * (high - low)) * own
-    area = share * base[0] * base[1]
-    sizes = np.rint(np.sqrt(np.stack((area / ratio, area * ratio), axis=1))).astype(int)  # [TRIES, 2]
-    fits = np.all((sizes >= 1) & (sizes <= extent), axis=1)
-    if fits.any():
-        return [int(size) for size in sizes[fits.argmax()]]
+    narrow, wide = log(crop.ratio[0]), log(crop.ratio[1])
+    for share, aspect in tries.tolist():  # nearly always the first: plain numbers are faster than arrays of ten
+        area, ratio = (low + share * (high - low)) * base[0] * base[1], exp(narrow + aspect * (wide - narrow)) * own
+        sizes = [round(sqrt(area / ratio)), round(sqrt(area * ratio))]
+        if 1 <= sizes[0] <= extent[0] and 1 <= sizes[1] <= extent[1]:
+            return sizes
     # none fits (a panorama): the largest window of the nearest allowed proportions
     height, width = extent
-    wanted = float(np.clip(width / height, crop.ratio[0] * own, crop.ratio[1] * own))
+    wanted = min(max(width / height, crop.ratio[0] * own), crop.ratio[1] * own)
     return [max(1, min(height, round(width / wanted))), max(1, min(width, round(height * wanted)))]
 
 

@@ -34,6 +34,12 @@ COMMANDS = {
     "adapters": {"--json"},
     "embed": {"RUN", "PATH", "--out", "--dtype", "--pca", "--pool", "--labels", "--seed", "--workers", "--json"},
     "demo": {"NAME", "--out", "--seed"},
+    "bench": {
+        "FOLDER", "--synthetic", "--recipe", "--adapter", "--set", "--batch-size", "--steps", "--workers", "--json",
+    },
+    "store build": {"FOLDER", "--out", "--recipe", "--adapter", "--set", "--workers", "--json"},
+    "store info": {"DIR", "--json"},
+    "store clean": {"DIR", "--all", "--json"},
     "doctor": {"--json"},
 }  # fmt: skip
 Outcome = tuple[int, str, str]
@@ -67,7 +73,9 @@ def test_commands_and_options_are_those_written_here():
     """A new one is a conscious act: add it here, to the README and to CHANGELOG.md."""
     group = typer.main.get_command(cli.app)
     found = {}
-    for name, command in group.commands.items():
+    commands = {name: each for name, each in group.commands.items() if name != "store"}
+    commands |= {f"store {name}": each for name, each in group.commands["store"].commands.items()}
+    for name, command in commands.items():
         options = {max(each.opts, key=len) for each in command.params if each.opts[0].startswith("-")}
         arguments = {re.sub(r"\W", "", each.metavar or each.name.upper()) for each in command.params
                      if not each.opts[0].startswith("-")}  # fmt: skip
@@ -162,7 +170,7 @@ def errors(tmp_path: Path, photographs: Path) -> dict[str, tuple[int, list[objec
         "heads": (2, [*start, "--recipe", "small-images", *off, "--set", "model.heads=5"], "heads"),
         "budget": (2, [*start, "--steps", 3, "--epochs", 2], "exclude one another"),
         "time": (2, [*start, "--max-time", "soon"], "--max-time soon: write it as 90s, 30m"),
-        "devices": (2, [*start, "--devices", "7"], "--devices 7"),
+        "devices": (2, [*start, "--devices", "two"], "--devices two"),
         "both": (2, [*start, "--resume", "--overwrite"], "exclude one another"),
         "resume": (1, [*start, "--resume"], "holds no run of maectl"),
         "in use": (2, ["pretrain", photographs, "--out", tmp_path / "thesis", "--overwrite"], "holds no run of maectl"),

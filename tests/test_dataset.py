@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import picture
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from maectl.dataset import Batch, Loader, Views, normalise
@@ -346,3 +349,88 @@ def test_of_a_single_scene_windows_of_the_last_rows_are_held_out_and_never_train
     assert max(high for _, high in ends[0][0]) < 168 <= min(low for low, _ in ends[0][1])
     assert max(high for _, high in ends[1][0]) > 75
     assert min(low for low, _ in ends[1][1]) < 40
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory) -> Path:
+    """16 pictures whose left third is transparent; of three only the header can be read."""
+    folder = tmp_path_factory.mktemp("troubled") / "images"
+    folder.mkdir()
+    for number in range(16):
+        alpha = np.full((40, 60, 1), 255, np.uint8)
+        alpha[:, :20] = 0
+        Image.fromarray(np.concatenate((picture(number, 40, 60), alpha), axis=2)).save(folder / f"{number:02d}.png")
+    for number in (2, 7, 8):
+        path = folder / f"{number:02d}.png"
+        path.write_bytes(path.read_bytes()[:200])
+    return folder
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    batch=st.integers(1, 17), world=st.integers(1, 5), crops=st.integers(1, 3),
+    mode=st.sampled_from(["dataset", "image"]),
+)  # fmt: skip
+@example(batch=2, world=5, mode="dataset", crops=2)  # some processes get nothing
+def test_the_shares_of_all_processes_are_the_batch_of_one_to_the_bit(troubled, batch, world, mode, crops):
+    """With windows that are drawn again, and sources that cannot be read."""
+    given = reader(troubled)
+    normalizer = Normalizer((120.0,) * 3, (60.0,) * 3, None, image=mode == "image")
+    crop = Crop(SIZE, (0.02, 0.3), flips=(1,))
+
+    def shown(rank: int, world: int) -> list[Batch]:
+        made = Views(given, crop, "image", normalizer, 0.8, 6, 3, crops=crops)
+        threads = Loader(made, 2, rank=rank, world=world)
+        try:
+            return list(threads.batches(Stream(np.arange(16), batch, 3, crops=crops), 0, 3))
+        finally:
+            threads.close()
+
+    whole = shown(0, 1)
+    parts = [shown(rank, world) for rank in range(world)]
+    for step, expected in enumerate(whole):
+        shares = [part[step] for part in parts]
+        valid = [torch.ones(len(each.images), *SIZE, dtype=torch.bool) if each.valid is None else each.valid
+                 for each in shares]  # fmt: skip
+        found = Batch(
+            torch.cat([each.images for each in shares]),
+            None if all(each.valid is None for each in shares) else torch.cat(valid),
+            torch.cat([each.noise for each in shares]),
+            torch.cat([each.mean for each in shares]) if mode == "image" else shares[0].mean,
+            torch.cat([each.std for each in shares]) if mode == "image" else shares[0].std,
+            np.concatenate([each.rows for each in shares]),
+        )
+        same([found], [expected])
+
+
+def test_what_is_held_out_is_whole_in_every_process(photographs):
+    made, rows = views(reader(photographs)), np.array([3, 3, 20])
+    found = []
+    for rank in range(2):
+        threads = Loader(made, 1, rank=rank, world=2)
+        found.append(threads.batch(rows, 0, HELD_OUT))
+        threads.close()
+    assert len(found[1].images) == 3
+    same(found[:1], found[1:])
+
+
+def test_a_loaders_threads_compute_alone_and_the_setting_of_others_stays(photographs):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        threads = Loader(views(reader(photographs)), 3)
+        try:
+            assert {threads._pool.submit(torch.get_num_threads).result() for _ in range(9)} == {1}
+            assert torch.get_num_threads() == 3
+            with ThreadPoolExecutor(1) as other:
+                assert other.submit(torch.get_num_threads).result() == 3
+        finally:
+            threads.close()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("size", [SIZE, (24, 24)])
+def test_images_of_a_batch_have_their_channels_last_in_memory(photographs, size):
+    (batch,) = batches(views(reader(photographs), crop=Crop(size, flips=(0, 1))), steps=range(1))
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)

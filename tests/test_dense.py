@@ -477,7 +477,7 @@ def test_no_test_window_of_one_scene_touches_a_training_window(windowed: Path, t
         assert found["split"].startswith("within scene: the ")
         assert "nothing about other scenes" in found["split"]
         assert any("not independent" in note for note in found["notes"])
-        _, _, _, chosen, windows, _, _ = asked[-1]
+        _, _, _, chosen, windows, *_ = asked[-1]
         parts = [np.zeros((160, 224), bool) for _ in range(2)]  # test, train
         for number, train in zip(windows, known[-1].train, strict=True):
             parts[int(train)][chosen[number].window] = True

@@ -8,14 +8,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     ["errors", "adapter"],
-    ["console", "registry", "recipe", "windows", "stream", "index", "planes", "columns", "scan", "stats", "huge",
-     "store", "tables", "annotations", "labels", "bootstrap", "overlap", "solvers", "scoring", "blocks", "prepare",
-     "inspection"],
-    ["positions", "vit", "mae", "baselines", "optim", "device", "resize", "dataset", "checkpoint", "warmstart", "run",
-     "features", "tiling", "lattice", "fidelity", "mosaic", "panels", "confusion", "restoration", "projection", "maps",
-     "rasters", "covering", "tokens", "dense"],
-    ["heldout", "progress", "budget", "identity", "training", "resume", "pretrain", "probe",
-     "outputs", "reconstruct", "table", "embed", "doctor", "demo"],
+    ["console", "registry", "recipe", "windows", "stream", "team", "index", "planes", "columns", "scan", "stats",
+     "huge", "threads", "forms", "keys", "shards", "reading", "store", "storing", "synthetic", "advice", "tables",
+     "annotations", "labels", "bootstrap", "overlap", "solvers", "scoring", "blocks", "prepare", "inspection",
+     "store_commands"],
+    ["positions", "vit", "mae", "baselines", "optim", "device", "flops", "distributed", "resize", "crops", "batch",
+     "cuts", "views", "dataset", "clocked", "checkpoint", "warmstart", "run", "features", "tiling", "lattice",
+     "fidelity", "mosaic", "panels", "confusion", "restoration", "projection", "maps", "rasters", "covering",
+     "tokens", "dense"],
+    ["heldout", "progress", "budget", "identity", "stepping", "training", "resume", "pretrain", "bench", "probe",
+     "outputs", "reconstruct", "table", "embed", "doctor", "demo", "launch"],
     ["cli", "__main__"],
 ]  # fmt: skip
 ORDER = [name for floor in FLOORS for name in floor]

@@ -230,3 +230,13 @@ def test_reading_from_many_threads_at_once_gives_the_same_pixels(tmp_path: Path)
     for thread in threads:
         thread.join()
     assert not failed
+
+
+def test_a_small_window_does_not_keep_the_whole_image_in_memory(tmp_path: Path) -> None:
+    Image.new("RGB", (400, 300)).save(tmp_path / "a.jpg")
+    source = only(tmp_path)
+    for side, kept in ((20, 20 * 20 * 3), (290, 400 * 300 * 3)):
+        values = Natural().read(source, (slice(0, side), slice(0, side))).values
+        while isinstance(values.base, np.ndarray):
+            values = values.base
+        assert values.nbytes == kept

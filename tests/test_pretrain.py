@@ -18,6 +18,7 @@ from maectl import run as runs
 from maectl.errors import DataError, RunError, TrainingError, UsageError
 from maectl.index import Index, held_out
 from maectl.pretrain import Request, pretrain
+from maectl.stepping import Stepper
 
 
 def request(folder: Path, out: Path, small: list[str], **changes) -> Request:
@@ -100,9 +101,7 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(photographs, tmp_path, 
 
 def interrupt_after(steps: int, monkeypatch) -> None:
     """Raise Ctrl-C's signal while the given step is being computed."""
-    import maectl.pretrain as module
-
-    done, step = [], module.optimizer_step
+    done, step = [], Stepper.__call__
 
     def interrupted(*arguments):
         done.append(None)
@@ -110,7 +109,7 @@ def interrupt_after(steps: int, monkeypatch) -> None:
             signal.raise_signal(signal.SIGINT)
         return step(*arguments)
 
-    monkeypatch.setattr(module, "optimizer_step", interrupted)
+    monkeypatch.setattr(Stepper, "__call__", interrupted)
 
 
 def test_a_killed_process_resumes_from_its_checkpoint_with_the_same_losses(photographs, tmp_path, small):

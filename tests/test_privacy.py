@@ -57,6 +57,7 @@ from maectl.pretrain import Request, pretrain
 from maectl.probe import probe
 from maectl.reconstruct import reconstruct
 from maectl.registry import load
+from maectl.stepping import Stepper
 
 # ---- every command --------------------------------------------------------------------------------------------
 
@@ -116,16 +117,14 @@ def commands(folder: Path, strays: Path, run: Path, recipe: str, overrides: list
 @contextlib.contextmanager
 def interrupted_at_once() -> Iterator[None]:
     """Ctrl-C's signal in the first step, after which a checkpoint is written."""
-    import maectl.pretrain as module
-
-    step = module.optimizer_step
+    step = Stepper.__call__
 
     def interrupted(*arguments):
         signal.raise_signal(signal.SIGINT)
         return step(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "optimizer_step", interrupted)
+        patch.setattr(Stepper, "__call__", interrupted)
         yield
 
 

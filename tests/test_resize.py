@@ -70,11 +70,22 @@ def test_a_crop_of_the_right_size_is_left_as_it_is():
     assert found.valid.tolist() == valid.tolist()
 
 
-def test_the_layout_in_memory_does_not_change_a_bit():
-    values = np.random.default_rng(0).normal(size=(3, 21, 34)).astype(np.float32)
-    last = np.moveaxis(np.ascontiguousarray(np.moveaxis(values, 0, -1)), -1, 0)  # as it lies in the store
-    one, other = (resize(Pixels(each), (16, 16), np.zeros(3)).values for each in (values, last))
-    assert one.tobytes() == other.tobytes()
+@settings(deadline=None, max_examples=40)
+@given(
+    extent=st.tuples(st.integers(1, 60), st.integers(1, 60)), channels=st.integers(1, 6),
+    dtype=st.sampled_from(["uint8", "int16", "float32"]), out=st.sampled_from([(16, 16), (7, 33)]),
+)  # fmt: skip
+def test_the_layout_in_memory_does_not_change_a_bit(extent, channels, dtype, out):
+    height, width = extent
+    image = np.random.default_rng(0).integers(0, 256, (channels, height + 9, width + 5)).astype(dtype)
+    last = np.ascontiguousarray(np.moveaxis(image, 0, -1))  # as it lies in the store
+    cut = np.moveaxis(last[4 : 4 + height, 3 : 3 + width], -1, 0)
+    locked = np.ascontiguousarray(cut)
+    locked.flags.writeable = False
+    backwards = np.ascontiguousarray(cut[:, ::-1, ::-1])[:, ::-1, ::-1]
+    layouts = (cut, cut.copy("C"), image[:, 4 : 4 + height, 3 : 3 + width], locked, backwards)
+    first, *others = (resize(Pixels(each), out, np.zeros(channels)).values for each in layouts)
+    assert all(each.tobytes() == first.tobytes() for each in others)
 
 
 @settings(deadline=None, max_examples=60)

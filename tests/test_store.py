@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maectl import shards
 from maectl import store as module
 from maectl.adapter import Pixels
 from maectl.errors import DataError, Unreadable
 from maectl.index import Index
+from maectl.keys import source_keys
 from maectl.recipe import DataRecipe
 from maectl.registry import load
 from maectl.scan import scan
-from maectl.store import Reader, Store, build, default_folder, in_order, raw_bytes
+from maectl.store import RAW, Reader, Store, build, default_folder, in_order, raw_bytes
 
 Disk = namedtuple("Disk", "total used free")
 
@@ -61,7 +63,7 @@ def values(store: Store, row: int) -> list:
 
 
 def test_a_store_holds_the_adapters_pixels_to_the_bit(odd, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SHARD", 2000)  # several shards
+    monkeypatch.setattr(shards, "SHARD", 2000)  # several shards
     index, adapter = scanned(odd)
     told = []
     store, bad = build(index, adapter, tmp_path / "store", workers=3, progress=lambda *at: told.append(at))
@@ -155,31 +157,50 @@ class Killed(BaseException):
     """What a signal would do."""
 
 
-def test_a_killed_build_leaves_no_entry_of_its_last_shard_and_the_next_completes_it(odd, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SHARD", 1500)
+def test_an_interrupted_build_keeps_what_it_has_written_and_the_next_completes_it(odd, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD", 1500)
     index, adapter = scanned(odd)
 
     def killed(done: int, total: int) -> None:
         if done == 9:
-            os.rename(next(folder.glob("*.tmp")), folder / "shard-left.tmp")  # as if nothing had cleared up
             raise Killed
 
-    folder = tmp_path / "store" / module._folder_name(adapter)
+    folder = shards.folder_of(tmp_path / "store", adapter, RAW)
     with pytest.raises(Killed):
         build(index, adapter, tmp_path / "store", workers=2, progress=killed)
-    keys, _ = module._keys(index, 1)
-    missing = Store(folder, index, keys).missing
-    assert 7 <= len(missing) < 16
+    assert not list(folder.glob("*.tmp"))
+    keys, _ = source_keys(index, None, 1)
+    assert len(Store(folder, index, keys).missing) == 7
+    decoded = []
+    monkeypatch.setattr(type(adapter), "read", counted(type(adapter).read, decoded))
     store, _ = build(index, adapter, tmp_path / "store", workers=2)
+    assert len(decoded) == 7
     assert len(store.missing) == 0
     for row in range(16):
         same(store.read(row), adapter.read(index[row]))
-    # what the kill left is swept up once it can be nobody's work under way
-    assert (folder / "shard-left.tmp").exists()
-    os.utime(folder / "shard-left.tmp", (1, 1))
+
+
+def counted(read, taken: list):
+    def reading(self, source, *rest):
+        taken.append(source.paths)
+        return read(self, source, *rest)
+
+    return reading
+
+
+def test_what_a_kill_leaves_is_swept_up_once_it_can_be_nobodys_work(odd, tmp_path):
+    index, adapter = scanned(odd)
+    store, _ = build(index, adapter, tmp_path / "store", workers=1)
+    left = [store.folder / name for name in ("shard-a.tmp", "shard-b.pixels", "shard-c.table")]
+    for path in left:
+        path.write_bytes(b"half")
     build(index, adapter, tmp_path / "store", workers=1)
-    assert not list(folder.glob("*.tmp"))
-    assert len(Store(folder, index, keys).missing) == 0
+    assert all(path.exists() for path in left)
+    for path in left:
+        os.utime(path, (1, 1))
+    again, _ = build(index, adapter, tmp_path / "store", workers=1)
+    assert not any(path.exists() for path in left)
+    assert len(again.missing) == 0
 
 
 def test_a_shard_damaged_or_half_deleted_is_built_again(odd, tmp_path):
@@ -246,7 +267,7 @@ def test_a_store_that_cannot_be_written_is_an_error_and_no_traceback(odd, tmp_pa
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module._Writer, "_aligned", full)
+    monkeypatch.setattr(shards.Writer, "_aligned", full)
     with pytest.raises(DataError, match=r"cannot be written \(No space left on device\)"):
         build(index, adapter, tmp_path / "store", workers=1)
     assert not list((tmp_path / "store").rglob("shard-*"))

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from maectl.adapter import Adapter, Channels, Files, Formats, Pixels, Reject, Source, Values, Window
 from maectl_natural.headers import MAGIC, SUFFIXES, kind_of
 from maectl_natural.pillow import Raster
-from maectl_natural.pixels import COLOURS, repaint, valid
+from maectl_natural.pixels import COLOURS, lasting, repaint, valid
 from maectl_natural.read import load
 from maectl_natural.sample import draw_all
 from maectl_natural.scan import count_of, describe, unpack_key
@@ -65,8 +65,10 @@ class Natural(Adapter):
         raster = load(source, window, shape)
         count = count_of(self.channels, unpack_key(source.key)[1])
         # Channels stay last in memory: to make them first costs more than the decoding.
-        values = np.require(repaint(raster.values, count), requirements=["C", "W"])
-        return Pixels(np.moveaxis(values, -1, 0), valid(raster))
+        values = repaint(raster.values, count)
+        if not lasting(values):
+            values = np.require(values, requirements=["C", "W"])
+        return Pixels(values.transpose(2, 0, 1), valid(raster))
 
     def write(
         self,

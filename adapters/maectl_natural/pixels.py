@@ -4,7 +4,7 @@ import numpy as np
 
 from maectl_natural.pillow import Array, Raster
 
-__all__ = ["COLOURS", "Box", "from_cmyk", "orient", "repaint", "scale_window", "stored_window", "valid"]
+__all__ = ["COLOURS", "Box", "from_cmyk", "lasting", "orient", "repaint", "scale_window", "stored_window", "valid"]
 
 COLOURS = {1: ("grey",), 3: ("red", "green", "blue")}
 """Channel names by their count."""
@@ -82,7 +82,18 @@ def repaint(values: Array, channels: int) -> Array:
 
 def valid(raster: Raster) -> Array | None:
     """Bool [H, W]: neither transparent nor NaN or infinite; None where that is all."""
+    if raster.alpha is None and raster.values.dtype.kind != "f":
+        return None
     mask = np.ones(raster.values.shape[:2], np.bool_) if raster.alpha is None else raster.alpha > 0
     if raster.values.dtype.kind == "f":
         mask &= np.isfinite(raster.values).all(-1)
     return None if mask.all() else np.ascontiguousarray(mask)
+
+
+def lasting(values: Array) -> bool:
+    """Whether a window may be handed on as it lies in the image it is part of: writable, forwards, and a quarter of it.
+
+    A smaller one would keep far more memory than it needs.
+    """
+    whole = values.nbytes if values.base is None else getattr(values.base, "nbytes", 0)
+    return values.flags.writeable and min(values.strides) > 0 and 0 < whole <= 4 * values.nbytes

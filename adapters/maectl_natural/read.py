@@ -40,7 +40,9 @@ def _load(source: Source, file: BinaryIO, box: Box, least: tuple[int, ...]) -> R
     if turn > 4:  # stored with rows and columns swapped
         size, least = size[::-1], least[::-1]
     box = stored_window(box, (source.shape[1], source.shape[2]), turn)
-    factor, small = scale_window(box, size, (least[0], least[1]))
+    factor, small = 1, box
+    if kind == "jpeg" and 2 * least[0] <= box[0].stop - box[0].start + 1:  # nearly always not: all that is asked for
+        factor, small = scale_window(box, size, (least[0], least[1]))
     if kind == "jpeg":
         raster, factor = jpeg.decode(file.read(), mode, size, factor)
     else:
