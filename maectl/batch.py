@@ -36,9 +36,10 @@ class Batch(NamedTuple):
 def normalise(batch: Batch, normalizer: Normalizer, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """The batch as the model sees it, float32 on the device: (clip(x) − mean) / std, and its validity."""
     if isinstance(batch.images, Crops):
-        images = batch.images.on(device)
+        images, ours = batch.images.on(device), True
     else:
-        images = batch.images.to(device, non_blocking=True).float()
+        given = batch.images.to(device, non_blocking=True)
+        images, ours = given.float(), given.dtype != torch.float32  # else it may be the batch's own memory
     extra = (1,) * (images.ndim - 2)
     if normalizer.clip is not None:
         low, high = (
@@ -48,7 +49,8 @@ def normalise(batch: Batch, normalizer: Normalizer, device: torch.device) -> tup
         images = images.clamp(low, high)
     mean, std = (each.to(device, non_blocking=True).view(*each.shape, *extra) for each in (batch.mean, batch.std))
     valid = None if batch.valid is None else batch.valid.to(device, non_blocking=True)
-    return (images - mean) / std, valid
+    # in place, which on a CPU halves the time
+    return (images.sub_(mean) if ours else images - mean).div_(std), valid
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

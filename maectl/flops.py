@@ -56,9 +56,7 @@ def _decoder(model: Mapping[str, Any], patches: int, removed: int, values: int, 
     width, depth, tokens = model["decoder_width"], model["decoder_depth"], patches + 1
     first = _linear(tokens - removed, width, 3 * width)  # of class token and visible patches
     first += _linear(patches, width, 3 * width) / batch  # mask tokens, once a position for all images
-    last = _linear(removed, width, width) + _linear(tokens, width, 2 * width)  # queries of removed patches alone
-    between = _linear(tokens, width, 3 * width)
-    projections = first + (depth - 2) * between + last if depth > 1 else first
+    projections = first + (depth - 1) * _linear(tokens, width, 3 * width)
     after = (depth - 1) * _after(tokens, tokens, width) + _after(removed, tokens, width)
     total: float = projections + after + _linear(removed, width, values)
     return total

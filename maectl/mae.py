@@ -5,7 +5,7 @@ The reference's equations to rounding, and its parameter names, but what they th
 * patches are sorted once and stay in the order [class | visible | removed]: a transformer does not care about
   order, so the reference's unshuffle is a gather of position embeddings;
 * only visible patches are embedded, only removed ones pass the decoder's head and the loss;
-* the last decoder block asks queries of removed patches alone;
+* in the last decoder block removed patches alone attend, and pass its MLP;
 * before the first decoder block a mask token depends on its position and nothing else, so its queries, keys
   and values are computed once a position and shared by the batch.
 
@@ -193,7 +193,7 @@ class MaskedAutoencoder(nn.Module):
         when it has two of them at least, and with norm_pix_loss half, lest next to nothing normalise it.
         """
         target = self.target(patches, valid)
-        error = F.mse_loss(prediction.to(patches.dtype), target, reduction="none")  # one pass, not two
+        error = (prediction.to(patches.dtype) - target).square()  # keeps one tensor for backward; mse_loss keeps two
         count = counts(patches, valid)  # [N, R, 1]
         values = patches.shape[-1]
         least = min(values, max(2, (values + 1) // 2 if self.norm_pix_loss else 2))

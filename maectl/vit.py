@@ -41,16 +41,6 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def project(self, x: Tensor, last: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of tokens [N, T, D]; queries of the ``last`` tokens alone where asked."""
-        if last is None:
-            q, k, v = self.qkv(x).chunk(3, dim=-1)
-            return q, k, v
-        width, weight, bias = x.shape[-1], self.qkv.weight, self.qkv.bias
-        q = F.linear(x[:, -last:], weight[:width], bias[:width])
-        k, v = F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)
-        return q, k, v
-
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [N, R, D], k and v [N, T, D] -> [N, R, D]."""
         q, k, v = (x.view(*x.shape[:2], self.heads, -1).transpose(1, 2) for x in (q, k, v))  # [N, h, T, d]
@@ -87,7 +77,8 @@ class Block(nn.Module):
 
         ``qkv`` [N, T, 3D] is ``attn.qkv(norm1(x))`` where the caller had a cheaper way to it.
         """
-        q, k, v = self.attn.project(self.norm1(x), last) if qkv is None else qkv.chunk(3, dim=-1)
+        # of all tokens, also where few are asked for: their own product would keep a second copy of its input
+        q, k, v = (self.attn.qkv(self.norm1(x)) if qkv is None else qkv).chunk(3, dim=-1)
         if last is not None:
             x, q = x[:, -last:], q[:, -last:]
         x = x + self.attn(q, k, v)
