@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property, partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,13 @@ class Store:
             whole = forms.decoded(raw[offset : offset + int(place["jpeg"])], channels)
             return Pixels(whole[(slice(None), *window)])
         dtype = self._index.dtype(row)
-        pixels = int(np.prod(extent))
+        pixels = prod(extent)
         values = raw[offset : offset + pixels * channels * dtype.itemsize].view(dtype).reshape(*extent, channels)
         valid = None
         if (behind := int(place["valid_offset"])) >= 0:
             valid = raw[behind : behind + pixels].view(np.bool_).reshape(extent)[window]
-        return Pixels(np.moveaxis(values[window], -1, 0), None if valid is None or valid.all() else valid)
+        values = values[window].transpose(values.ndim - 1, *range(values.ndim - 1))  # channels first
+        return Pixels(values, None if valid is None or valid.all() else valid)
 
 
 def _looked_up(

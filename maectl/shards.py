@@ -61,7 +61,8 @@ def shards(folder: Path) -> Iterator[tuple[npt.NDArray[np.bytes_], npt.NDArray[A
         try:
             with pa.memory_map(str(path)) as file:
                 table = pa.ipc.open_file(file).read_all().combine_chunks()
-            pixels = np.memmap(path.with_suffix(".pixels"), np.uint8, "c")  # torch warns of read-only arrays
+            # copy-on-write, for torch warns of read-only arrays; a plain array, for slices of a memmap cost more
+            pixels = np.asarray(np.memmap(path.with_suffix(".pixels"), np.uint8, "c"))
             places = np.zeros(len(table), PLACE)
             for name in SCHEMA.names[1:]:
                 places[name] = np.asarray(table.column(name))
