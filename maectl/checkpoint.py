@@ -126,14 +126,20 @@ def save(
     _check_space(run, model, whole=optimizer is not None)
     for left in final.parent.glob(".step-*.tmp"):  # of a process that was killed while saving
         shutil.rmtree(left, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    _write(model.state_dict(), temporary / "model.safetensors")
-    (temporary / "config.json").write_text(config.model_dump_json(indent=1), encoding="utf-8")
-    if optimizer is not None:
-        _write(_flat(model, optimizer), temporary / "optimizer.safetensors")
-        (temporary / "trainer.json").write_text(json.dumps(trainer, indent=1), encoding="utf-8")
-    for file in temporary.iterdir():
-        _flush(file)
+    try:
+        temporary.mkdir(parents=True)
+        _write(model.state_dict(), temporary / "model.safetensors")
+        (temporary / "config.json").write_text(config.model_dump_json(indent=1), encoding="utf-8")
+        if optimizer is not None:
+            _write(_flat(model, optimizer), temporary / "optimizer.safetensors")
+            (temporary / "trainer.json").write_text(json.dumps(trainer, indent=1), encoding="utf-8")
+        for file in temporary.iterdir():
+            _flush(file)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunError(
+            f"the checkpoint {final} cannot be written ({error.strerror}): the one before is whole"
+        ) from error
     if final.exists():  # the same step again, of a run resumed from before it
         shutil.rmtree(final)
     temporary.rename(final)

@@ -6,6 +6,7 @@ Results go to stdout, everything else to stderr. Exit 0 done, 1 error, 2 wrong u
 import io
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +38,7 @@ def main() -> None:
     """Run the command line and exit."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name may hold what the terminal's encoding does not
         sys.stdout.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is Ctrl-C's: cleaned up, exit 130
     try:
         status = app(standalone_mode=False)
     except UsageError as error:

@@ -17,6 +17,7 @@ __all__ = ["Crops", "Cut", "Piece", "packed"]
 
 A = -0.5  # Keys' parameter: exact for second-order polynomials
 REACH = 2  # pixels either side that the filter reaches
+WHOLE = 2.0**15  # a weight of 1
 
 
 class Cut(NamedTuple):
@@ -100,8 +101,9 @@ def _resized(piece: Piece, size: tuple[int, ...], device: torch.device) -> Tenso
     values = torch.bmm(values.reshape(n, channels * height, width), across.mT).round_().clamp_(0, 255)
     values = torch.matmul(down[:, None], values.view(n, channels, height, size[1])).round_().clamp_(0, 255)
     for quarters in range(1, 4):
-        turned = torch.nonzero(piece.turns == quarters)[:, 0].to(device)
+        turned = torch.nonzero(piece.turns == quarters)[:, 0]
         if len(turned):
+            turned = (turned.pin_memory() if device.type == "cuda" else turned).to(device, non_blocking=True)
             values[turned] = torch.rot90(values[turned], quarters, (-2, -1))
     return values
 
@@ -120,4 +122,8 @@ def _weights(extents: Tensor, flips: Tensor, room: int, out: int) -> Tensor:
     near = ((A + 2) * x - (A + 3)) * x * x + 1
     far = ((x - 5) * x + 8) * x * A - 4 * A
     weights = torch.where(x < 1, near, far) * ((at >= low) & (at < high) & (x < REACH))
-    return weights / weights.sum(dim=-1, keepdim=True)
+    # whole multiples of 2^-15 that sum to 1: products with bytes are then exact, in whatever order they are added
+    whole = (weights / weights.sum(dim=-1, keepdim=True) * WHOLE).round()
+    largest = whole.argmax(dim=-1, keepdim=True)
+    whole.scatter_add_(-1, largest, WHOLE - whole.sum(dim=-1, keepdim=True))
+    return whole / WHOLE

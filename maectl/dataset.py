@@ -97,8 +97,14 @@ def _pool(workers: int) -> ThreadPoolExecutor:
         ready.wait()
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="maectl-loader", initializer=alone)
-    for _ in range(workers):
-        pool.submit(int)
-    ready.wait()
-    torch.set_num_threads(before)
+    try:
+        for _ in range(workers):
+            pool.submit(int)
+        ready.wait()
+    except BaseException:  # a thread that cannot begin, Ctrl-C: those that wait would keep the process alive
+        ready.abort()
+        pool.shutdown(wait=False)
+        raise
+    finally:
+        torch.set_num_threads(before)
     return pool

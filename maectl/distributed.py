@@ -5,6 +5,10 @@ over NCCL between CUDA devices. All else (decisions, file names, features) goes 
 agreeing never waits for a device, and may wait for hours while the leader scans a folder.
 """
 
+import ctypes
+import os
+import platform
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,54 +18,97 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from maectl import console
-from maectl.errors import RunError, UsageError
+from maectl.errors import MaectlError, RunError, UsageError
 from maectl.team import Place, Team, placed
 
 __all__ = ["Ranks", "joined"]
 
 PATIENCE = timedelta(days=7)  # a process that has died is noticed at once; this is for one that is at work
-LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "tcpstore")  # what a peer's death says
+# what gloo and NCCL say when a peer has died
+LOST = ("connection closed", "connection reset", "broken pipe", "remote process exited", "communicator was aborted")
+TOLD = "maectl/told"  # a key of the store
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 Thing = TypeVar("Thing")
 
 
 @contextmanager
 def joined() -> Iterator[Team]:
-    """The team this process is of. Where another of it dies, this one ends without a word (exit 1): its launcher, or
-    the process itself, has said why.
+    """The team this process is of. Raises RunError where its processes do not find one another.
+
+    A failure is told once: by rank 0, where it fails as well, else by the process that fails. Where another one dies,
+    this one ends without a word (exit 1): its launcher, or the process itself, has said why.
     """
     place = placed()
     if place.size == 1:
         yield Team()
         return
+    _end_with_launcher()
     if torch.cuda.is_available():
-        if place.local_size > torch.cuda.device_count():
-            raise UsageError(
-                f"{place.local_size} processes on a machine with {torch.cuda.device_count()} CUDA devices: one a device"
-            )
-        torch.cuda.set_device(place.local_rank)
+        torch.cuda.set_device(_device(place))
     console.mute(place.rank > 0)
-    try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            rank=place.rank, world_size=place.size, timeout=PATIENCE,
-        )  # fmt: skip
-    except (RuntimeError, ValueError) as error:
-        raise RunError(
-            f"the {place.size} processes of this command do not find one another (MASTER_ADDR, MASTER_PORT): {error}"
-        ) from error
+    store = _met(place)
     try:
         yield Ranks(place)
+    except MaectlError as error:
+        if place.rank == 0:
+            store.set(TOLD, "")
+        elif _told(store):
+            raise SystemExit(_status(error)) from error
+        raise
     except RuntimeError as error:
-        if any(word in str(error).lower() for word in LOST):
+        if any(phrase in str(error).lower() for phrase in LOST):
             raise SystemExit(1) from error
+        if isinstance(error, dist.DistError):
+            raise RunError(f"the processes cannot work together: {str(error).strip().splitlines()[0]}") from error
         raise
     finally:
         console.mute(False)
         if dist.is_initialized():  # else dismissed
             dist.destroy_process_group()
+
+
+def _met(place: Place) -> Any:
+    """Join the others; the store that all of them see."""
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        store, _, _ = next(rendezvous("env://", place.rank, place.size, timeout=PATIENCE))
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        if place.rank:
+            raise SystemExit(1) from error
+        raise RunError(
+            f"the {place.size} processes of this command do not find one another (MASTER_ADDR, MASTER_PORT): {error}"
+        ) from error
+    return store
+
+
+def _device(place: Place) -> int:
+    """The CUDA device of a process. Raises UsageError where there are too few."""
+    count = torch.cuda.device_count()
+    if count == 1 and "RANK" not in os.environ:  # a Slurm task may see its own device alone
+        return 0
+    if place.local_size > count:
+        raise UsageError(f"{place.local_size} processes on a machine with {count} CUDA devices: one a device")
+    return place.local_rank
+
+
+def _end_with_launcher() -> None:
+    """Have Linux send SIGTERM when the process dies that started this one: else it would train on, unseen."""
+    if platform.system() == "Linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _told(store: Any) -> bool:
+    """Whether rank 0 has said what went wrong; waits a moment for it."""
+    try:
+        store.wait([TOLD], timedelta(seconds=2))
+    except RuntimeError:  # it has not, or the store is gone with it
+        return False
+    return True
 
 
 class Ranks(Team):

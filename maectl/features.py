@@ -203,9 +203,9 @@ def extract(
         for name, model in models.items():
             values |= {(name, pool): each for pool, each in features(model, config, whole, where).items()}
         own.add(owners, values, whole.images)
-    total, *others = team.collected(own) or [_Sums(0)]
-    for each in others:
-        total.include(each)
+    total = own if team.leads else _Sums(0)
+    for each in team.collected(own.some())[1:]:
+        total.include(*each)
     lost = np.unique(members.owners[[member for member, _ in total.unread]]) if total.unread else np.empty(0, int)
     items = np.setdiff1d(np.arange(total.count), lost)
     found: dict[str, dict[str, Floats]] = defaultdict(dict)
@@ -234,12 +234,20 @@ class _Sums:
         hashes = [hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest() for image in images]
         np.add.at(self.digests, owners, np.frombuffer(b"".join(hashes), np.uint64))
 
-    def include(self, other: "_Sums") -> None:
-        """What another process has seen of the same items."""
+    def some(self) -> "tuple[Ints, _Sums]":
+        """The items seen, and what there is of these alone: as little as another process can be sent."""
+        rows = np.flatnonzero(self.seen)
+        part = _Sums(len(rows))
+        part.values = {key: each[rows] for key, each in self.values.items()}
+        part.seen, part.digests, part.unread = self.seen[rows], self.digests[rows], self.unread
+        return rows, part
+
+    def include(self, rows: Ints, other: "_Sums") -> None:
+        """What another process has seen of the items ``rows``."""
         for key, each in other.values.items():
-            self.values[key] = self.values[key] + each if key in self.values else each
-        self.seen += other.seen
-        self.digests += other.digests
+            self.values.setdefault(key, np.zeros((self.count, each.shape[1])))[rows] += each
+        self.seen[rows] += other.seen
+        self.digests[rows] += other.digests
         self.unread += other.unread
 
 

@@ -168,11 +168,14 @@ class Index:
         return np.asarray(self._array(name))
 
 
+Row = tuple[str, str, str, str]  # folder, paths, stage, reason
+
+
 @dataclass
 class Rejects:
     """What could not be used: rows of quarantine.csv. ``add`` takes a stage: scan, verify or train."""
 
-    rows: list[tuple[str, str, str, str]] = field(default_factory=list)  # folder, paths, stage, reason
+    rows: list[Row] = field(default_factory=list)
 
     def add(self, folder: str, paths: Sequence[str], stage: str, reason: str) -> None:
         """Note one source (or would-be source) and why it is not used; once."""
@@ -180,9 +183,11 @@ class Rejects:
         if stage != "train" or row not in self.rows:  # a resumed run meets it again
             self.rows.append(row)
 
-    def include(self, rows: Sequence[tuple[str, str, str, str]]) -> None:
-        """Note what another process of the same run has met while training."""
-        self.rows += [row for row in rows if row[2] == "train" and row not in self.rows]
+    def include(self, rows: Sequence[Row]) -> list[Row]:
+        """Note what another process of the same run has met while training; what was new of it."""
+        new = [row for row in rows if row[2] == "train" and row not in self.rows]
+        self.rows += new
+        return new
 
     def __len__(self) -> int:
         return len(self.rows)

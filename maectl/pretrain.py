@@ -12,6 +12,7 @@ from typing import Any
 
 from maectl import checkpoint, console, device, panels, run
 from maectl.dataset import on_device
+from maectl.errors import RunError
 from maectl.heldout import verdict
 from maectl.index import write_quarantine
 from maectl.optim import learning_rate
@@ -55,11 +56,13 @@ def _workplace(request: Request, team: Team) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="maectl-", ignore_cleanup_errors=True) as work:  # Windows keeps it
             yield Path(work)
         return
-    beside = request.out.absolute().parent
+    beside = next(each for each in request.out.absolute().parents if each.is_dir())
 
     def made() -> Path:
-        beside.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=".maectl-", dir=beside))
+        try:
+            return Path(tempfile.mkdtemp(prefix=".maectl-", dir=beside))
+        except OSError as error:
+            raise RunError(f"{beside} cannot be written to ({error.strerror}): choose another --out") from error
 
     place = team.lead(made)
     try:
@@ -91,9 +94,10 @@ def _train(training: Training, begun: float) -> dict[str, Any]:
             # once in a while, and at the end: measure and save
             if agreed != ON:
                 progress.flush(step)
-                for other in training.team.gathered(training.rejects.rows):
-                    training.rejects.include(other)
+                others = training.team.gathered(training.rejects.rows)
                 if training.team.leads:
+                    for other in others:
+                        training.quarantine.include(other)
                     _save(training, step, milestones, progress)
                 progress.pause(now)
                 saved = time.monotonic()
@@ -138,20 +142,21 @@ def _rehearse(training: Training) -> dict[str, Any]:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C, or a scheduler's SIGTERM, sets an event, so that the step under way is finished and saved; a second
-    Ctrl-C stops at once.
+    """Ctrl-C, or a scheduler's SIGTERM, sets an event, so that the step under way is finished and saved; a second one
+    stops at once.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
-    def first(signum: int, frame: object) -> None:
+    def asked(signum: int, frame: object) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
         console.say("stopping after this step (again to stop at once, without a checkpoint)")
         event.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = [(each, signal.signal(each, first)) for each in (signal.SIGINT, signal.SIGTERM)]
+    before = [(each, signal.signal(each, asked)) for each in (signal.SIGINT, signal.SIGTERM)]
     try:
         yield event
     finally:

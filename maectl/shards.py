@@ -5,6 +5,7 @@ the last entry of a table is nothing. Pixels lie channel-last, so that a crop is
 not all is valid, as one byte a pixel behind them.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from maectl.adapter import Adapter, Pixels
-from maectl.errors import Unreadable
+from maectl.errors import DataError, Unreadable
 from maectl.forms import Form
 
-__all__ = ["LOCK", "NOTHING", "PLACE", "Writer", "about", "folder_of", "shards", "sweep"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["LOCK", "NOTHING", "PLACE", "Writer", "about", "folder_of", "held", "shards", "sweep"]
 
 VERSION = 3
 LOCK = "building.lock"
@@ -56,7 +63,10 @@ def folder_of(store: Path, adapter: Adapter, form: Form) -> Path:
 
 
 def shards(folder: Path) -> Iterator[tuple[npt.NDArray[np.bytes_], npt.NDArray[Any], npt.NDArray[np.uint8]]]:
-    """Keys [N], places [N] (of shard 0) and the mapped bytes of every shard that is whole."""
+    """Keys [N], places [N] (of shard 0) and the mapped bytes of every shard that is whole.
+
+    Raises DataError where one cannot be opened though it is there: its sources would be decoded again.
+    """
     for path in sorted(folder.glob("shard-*.arrow")):
         try:
             with pa.memory_map(str(path)) as file:
@@ -67,9 +77,12 @@ def shards(folder: Path) -> Iterator[tuple[npt.NDArray[np.bytes_], npt.NDArray[A
             for name in SCHEMA.names[1:]:
                 places[name] = np.asarray(table.column(name))
             keys = np.frombuffer(table.column("key").combine_chunks().buffers()[1], "S16", len(table))
-        except (OSError, ValueError, KeyError):  # half of it deleted, or lost with the power: its sources are missing
-            continue
-        if len(places) and places["offset"].max() < len(pixels):
+            end = json.loads(table.schema.metadata[b"maectl"])["end"]
+        except (OSError, ValueError, KeyError) as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+                raise DataError(f"the store's {path} cannot be opened: {error.strerror}") from error
+            continue  # half of it deleted, or lost with the power: its sources are missing
+        if len(places) and places["offset"].min() >= 0 and end <= len(pixels):
             yield keys.copy(), places, pixels
 
 
@@ -88,13 +101,15 @@ class Writer:
 
     def __init__(self, folder: Path, adapter: Adapter, form: Form) -> None:
         self.folder = folder
-        told = json.dumps({"version": VERSION, "adapter": adapter.name, "form": str(form)})
-        self._schema = SCHEMA.with_metadata({"maectl": told})
+        self._told = {"version": VERSION, "adapter": adapter.name, "form": str(form)}
         self._begin()
 
     def _begin(self) -> None:
         self._path = self.folder / f"shard-{uuid.uuid4().hex}.tmp"
         self._file = self._path.open("wb")
+        if fcntl is not None:
+            with suppress(OSError):  # of a file system that has no locks
+                fcntl.flock(self._file, fcntl.LOCK_SH)  # `held`: the system lets go of it when the process dies
         self._entries: list[tuple[bytes, int, int, int, int, int]] = []
         self._end, self._committed, self._when = 0, 0, time.monotonic()
 
@@ -162,8 +177,9 @@ class Writer:
             pa.array(column, kind.type) for column, kind in zip(zip(*self._entries, strict=True), SCHEMA, strict=True)
         ]
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, self._schema) as writer:
-            writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+        schema = SCHEMA.with_metadata({"maectl": json.dumps({**self._told, "end": self._end})})
+        with pa.ipc.new_file(sink, schema) as writer:
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
         temporary = self._path.with_suffix(".table")
         with temporary.open("wb") as file:
             file.write(sink.getvalue())
@@ -185,6 +201,20 @@ class Writer:
                 self._path.with_suffix(".table").unlink(missing_ok=True)
 
 
+def held(path: Path) -> bool:
+    """Whether a process is writing a shard. Raises FileNotFoundError."""
+    if fcntl is None:
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system that has no locks
+            return False
+    return False
+
+
 def sweep(folder: Path, older: float = STALE) -> list[Path]:
     """Delete what builds that were killed have left: files of shards that have no table, of yesterday and before.
 
@@ -194,7 +224,7 @@ def sweep(folder: Path, older: float = STALE) -> list[Path]:
     for path in folder.glob("shard-*"):
         left = path.suffix in (".tmp", ".table") or not path.with_suffix(".arrow").exists()
         try:
-            if left and time.time() - path.stat().st_mtime >= older:
+            if left and time.time() - path.stat().st_mtime >= older and not held(path):
                 path.unlink()
                 swept.append(path)
         except FileNotFoundError:  # made a shard of, or swept by another, meanwhile

@@ -125,8 +125,8 @@ def building_lock(folder: Path, adapter: Adapter, form: Form = RAW) -> Iterator[
 def building(place: Path) -> bool:
     """Whether a process holds the lock of a folder of a store."""
     try:
-        handle = os.open(place / LOCK, os.O_RDWR)
-    except FileNotFoundError:
+        handle = os.open(place / LOCK, os.O_RDONLY)
+    except (FileNotFoundError, PermissionError):  # nobody who may not read it builds here
         return False
     try:
         if fcntl is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from maectl import console
 from maectl.errors import DataError
 from maectl.prepare import scan_with_recipe
-from maectl.shards import LOCK, about, shards, sweep
+from maectl.shards import LOCK, about, held, shards, sweep
 from maectl.store import build, building, building_lock
 from maectl.storing import choose
 from maectl.stream import share
@@ -22,7 +22,7 @@ from maectl.team import placed
 
 __all__ = ["build_store", "clean", "info", "report"]
 
-OURS = re.compile(r"([A-Za-z0-9_.]+?)(?:-(?:raw|jpeg)(?:-[0-9]+)?)?-[0-9a-f]{12}")  # of version 2: without a form
+OURS = re.compile(r"([A-Za-z0-9_.-]+?)(?:-(?:raw|jpeg)(?:-[0-9]+)?)?-[0-9a-f]{12}")  # of version 2: without a form
 SHARD = re.compile(r"shard-.+\.(arrow|pixels|tmp|table)")
 
 
@@ -90,7 +90,7 @@ def clean(folder: Path, *, everything: bool = False) -> dict[str, Any]:
     """
     found = list(_forms(folder))
     for path in found:
-        if building(path):
+        if building(path) or any(_held(each) for each in path.glob("shard-*")):
             raise DataError(f"{path} is being built by another process: wait for it, or stop it")
     removed, count = 0, 0
     for path in found:
@@ -103,7 +103,7 @@ def clean(folder: Path, *, everything: bool = False) -> dict[str, Any]:
         removed += before - _bytes(path)
         if not any(path.iterdir()):
             path.rmdir()
-    if everything and not any(folder.iterdir()):
+    if everything and not folder.is_symlink() and not any(folder.iterdir()):
         folder.rmdir()
     return {"store": str(folder), "files": count, "bytes": removed}
 
@@ -155,7 +155,7 @@ def _form(path: Path) -> dict[str, Any]:
         "entries": len(np.unique(np.concatenate(keys))) if keys else 0,
         "bytes": _bytes(path),
         "unfinished_bytes": sum(
-            each.stat().st_size for each in path.glob("shard-*") if not each.with_suffix(".arrow").exists()
+            _size(each) for each in path.glob("shard-*") if not each.with_suffix(".arrow").exists()
         ),
         "built": newest,
         "building": building(path),
@@ -163,4 +163,19 @@ def _form(path: Path) -> dict[str, Any]:
 
 
 def _bytes(path: Path) -> int:
-    return sum(each.stat().st_size for each in path.glob("shard-*"))
+    return sum(map(_size, path.glob("shard-*")))
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; of one that a build has renamed meanwhile none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _held(path: Path) -> bool:
+    try:
+        return held(path)
+    except FileNotFoundError:
+        return False

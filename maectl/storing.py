@@ -4,6 +4,7 @@
 is timed against reading the same from a map. A store of little data is made without asking.
 """
 
+import os
 import shutil
 import tempfile
 import time
@@ -90,6 +91,8 @@ def choose(index: Index, adapter: Adapter, recipe: Recipe, run: Path, epochs: fl
     if asked != "auto":
         return Choice(Path(asked), form, f"store: {_told(form, index)} in {asked}{_unheeded(recipe, form)}")
     folder, wanted = default_folder(run), [form]
+    if not os.access(next(path for path in (folder, *folder.parents) if path.is_dir()), os.W_OK):
+        return Choice(None, why=f"no store: {folder} cannot be written to; --set data.store=FOLDER elsewhere")
     if recipe.data.store_form == "auto":
         compact = form_of(recipe.updated({"data": {"store_form": "compact"}}), index)
         wanted += [compact] if compact.jpeg else []
@@ -133,6 +136,9 @@ def made(
     store, gone = opened(index, adapter, folder, form=form, workers=workers)
     if not team.most(len(store.missing) - len(gone)):
         return store, gone
+    if store.folder.is_dir() and not os.access(store.folder, os.W_OK):
+        console.say(f"{len(store.missing):,} images are not in {folder}, which cannot be written to: they are decoded")
+        return store, gone
     with building_lock(folder, adapter, form) if team.leads else nullcontext():
         # the others begin when the lock is held, on what another run has left to do
         wanted = team.lead(lambda: opened(index, adapter, folder, form=form, workers=workers)[0].missing)
@@ -157,7 +163,9 @@ def _allowed(folder: Path, adapter: Adapter, form: Form) -> int:
 
 
 def _shown(index: Index, recipe: Recipe, epochs: float) -> float:
-    """How often a source is read, on average: its slices, each as often as windows fit its area."""
+    """How often a source is read, on average: its slices, each as often as windows fit its area; of several crops
+    of one decoding once.
+    """
     if not epochs:
         return inf
     size = tuple(int(side) for side in recipe.model.image_size)
@@ -165,7 +173,7 @@ def _shown(index: Index, recipe: Recipe, epochs: float) -> float:
     areas = shapes.prod(axis=1)
     fitting = 1.0 if windows is None else np.maximum(1, np.rint(areas / windows.prod(axis=1)))
     slices = index.shapes[:, 1:].prod(axis=1, dtype=np.int64) // areas
-    return float(epochs * np.mean(slices * fitting))
+    return float(epochs * np.mean(slices * fitting)) / recipe.data.crops_per_image
 
 
 def measure(index: Index, adapter: Adapter, recipe: Recipe, form: Form = RAW) -> Costs:
@@ -180,11 +188,15 @@ def measure(index: Index, adapter: Adapter, recipe: Recipe, form: Form = RAW) ->
         for row in look.chance.permutation(len(index))[:SAMPLED].tolist():
             if time.monotonic() - begun > SECONDS:
                 break
+            if look.reader.huge(row):
+                continue
             try:
                 _warm(index[row].files)
                 found.append(look.timed(row, file))
             except Unreadable:  # building tells which
                 continue
+            except OSError:  # the folder for temporary files is full: what is known must do
+                break
     if not found:
         return Costs(inf, 0.0, 0.0, forms.BYTES)
     unpacked = [costs for costs in found if costs.jpeg_bytes] or [Costs(0.0, 0.0, 0.0, forms.BYTES)]
@@ -217,7 +229,10 @@ class _Look:
         begun = time.perf_counter()
         pixels = self._decoded(row)
         decoding = time.perf_counter() - begun
-        shape = self.own[row].tolist() if self.images else pixels.values.shape
+        shape = pixels.values.shape
+        if self.images:
+            channels, *extent = self.own[row].tolist()
+            shape = (channels, *self.form.extent(*extent))
         file.seek(0)
         file.write(bytes(prod(shape) * pixels.values.itemsize))
         file.flush()
@@ -226,7 +241,7 @@ class _Look:
         reading = time.perf_counter() - begun
         if not (self.form.jpeg and self.images and pixels.values.dtype == np.uint8 and len(pixels.values) in (1, 3)):
             return Costs(decoding, reading, 0.0, 0.0)
-        small = forms.shrunk(pixels.values, self.form.extent(*shape[1:]))
+        small = forms.shrunk(pixels.values, (shape[1], shape[2]))
         data = np.frombuffer(forms.encoded(small), np.uint8)
         begun = time.perf_counter()
         forms.decoded(data, len(small))

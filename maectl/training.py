@@ -71,6 +71,7 @@ class Training:
     stream: Stream
     held: HeldOut
     rejects: Rejects
+    quarantine: "Quarantine"
     device: torch.device
     team: Team
 
@@ -148,12 +149,15 @@ def assembled(
 ) -> Training:
     """The parts of a run put together, at step 0."""
     where, index = device.pick(), reader.index
+    if "batch_size" in about:
+        refuse_few(about["batch_size"], team)
     torch.manual_seed(about["seed"])
     model = config.build_model().to(where)
     model.checkpointing = chosen.train.checkpointing
     data = chosen.data
     size = tuple(int(side) for side in config.model["image_size"])
     train, held = held_out(index.groups, about["seed"])
+    quarantine = Quarantine(index, rejects, data.max_bad)
     views = Views(
         reader=reader,
         crop=Crop(
@@ -169,7 +173,7 @@ def assembled(
         divided=bool(np.isin(held, train).any()),
         crops=data.crops_per_image,
         resize=data.resize,
-        rejected=_Quarantine(index, rejects, data.max_bad),
+        rejected=quarantine,
     )
     threads, place = device.loader_threads(request.workers), team.place
     loader = Loader(views, threads, pin=where.type == "cuda", rank=place.rank, world=place.size)
@@ -181,12 +185,13 @@ def assembled(
     measured = HeldOut(loader, held if team.leads else held[:0], config.normalizer, where, about["precision"])
     stream = Stream(train, step.batch_size, about["seed"], views.per_epoch(train), views.crops)
     return Training(
-        request, about, chosen, config, model, optimizer, step, views, loader, stream, measured, rejects, where, team
-    )
+        request, about, chosen, config, model, optimizer, step, views, loader, stream, measured, rejects, quarantine,
+        where, team,
+    )  # fmt: skip
 
 
 @dataclass
-class _Quarantine:
+class Quarantine:
     """Notes sources that fail while training. Raises TrainingError beyond ``data.max_bad``."""
 
     index: Index
@@ -197,9 +202,17 @@ class _Quarantine:
         source = self.index[row]
         known = len(self.rejects)
         self.rejects.add(source.folder, source.paths, "train", reason)
-        if len(self.rejects) == known:
-            return
-        console.warn(f"{source.paths[0]} cannot be read any more ({reason}): quarantined, another takes its place")
+        if len(self.rejects) > known:
+            self.tell(source.paths[0], reason)
+
+    def include(self, rows: Sequence[tuple[str, str, str, str]]) -> None:
+        """What another process has met."""
+        for _, paths, _, reason in self.rejects.include(rows):
+            self.tell(paths.split(";")[0], reason)
+
+    def tell(self, path: str, reason: str) -> None:
+        """Say so, and whether it is too much."""
+        console.warn(f"{path} cannot be read any more ({reason}): quarantined, another takes its place")
         failed = sum(paths.count(";") + 1 for _, paths, stage, _ in self.rejects.rows if stage == "train")
         total = int(self.index.file_counts.sum())
         if failed > self.most * total:
@@ -239,10 +252,7 @@ def _settle(training: Training, explicit: bool, begun: float) -> None:
 def _sized(training: Training, batch: int) -> None:
     """Fit the training to a batch: what is loaded, what fits in memory at once, and the compiled model to that."""
     step, train = training.step, training.recipe.train
-    if batch < training.team.size:
-        raise UsageError(
-            f"a batch of {batch} images is too small for {training.team.size} processes: one each, at least"
-        )
+    refuse_few(batch, training.team)
     known = step.batch_size if training.about.get("micro_batch") else None
     training.stream = replace(training.stream, batch=batch)
     step.batch_size = batch
@@ -252,6 +262,12 @@ def _sized(training: Training, batch: int) -> None:
     training.about["micro_batch"] = step.micro_batch
     if device.compiles(train.compile, training.device):
         step.compile()
+
+
+def refuse_few(batch: int, team: Team) -> None:
+    """Raises UsageError for a batch that has not an image for each process."""
+    if batch < team.size:
+        raise UsageError(f"a batch of {batch} is too small for {team.size} processes: an image each, at least")
 
 
 def _steps_in_time(training: Training, begun: float) -> int:
@@ -301,6 +317,10 @@ def _tell(training: Training, prepared: Prepared) -> None:
     _tell_patch(training, prepared)
     if training.device.type == "cpu" and training.recipe.model.size not in ("tiny", "small"):
         console.say(f"a {training.recipe.model.size} model is slow on a CPU: --set model.size=tiny is made for it")
+    crops = training.recipe.data.crops_per_image
+    if crops > about["epochs"]:
+        share = about["epochs"] / crops
+        console.warn(f"data.crops_per_image={crops}: a pass is {crops} epochs, {share:.0%} of the images are shown")
     smaller = about["batch_size"] < train.batch_size
     console.say(
         f"{about['steps']:,} steps of {about['batch_size']} images ({about['epochs']:,.1f} epochs), "

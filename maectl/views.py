@@ -80,7 +80,7 @@ class Views:
     rejected: Callable[[int, str], None] = lambda row, reason: None
     crops: int = 1  # data.crops_per_image: how many items in a row a stream shows of one source
     resize: str = "cpu"  # data.resize: cpu, or device where bytes and 2-D (within a grey level or two of it)
-    _dead: set[int] = field(default_factory=set)
+    _dead: set[int] = field(default_factory=set)  # told of; still read, so that a draw depends on nothing before it
     _moments: dict[int, Floats] = field(default_factory=dict)  # [BLOCK, 2, C] by row // BLOCK, NaN where not known
 
     def __post_init__(self) -> None:
@@ -207,8 +207,6 @@ class Views:
         return draw(generated, count, len(self.crop.size), slices=self.slices, rotate=self.crop.rotate)
 
     def _read(self, row: int, draws: Draws, item: int, purpose: int, cutter: Cutter | None = None) -> _View:
-        if row in self._dead:
-            raise Unreadable("known to be unreadable")
         axis = -1 if self._along is None else int(self._along[row])
         extent = self._shapes[row].tolist()[1:]
         crop = self._sized(row, axis)

@@ -187,7 +187,8 @@ def test_a_form_is_read_back_from_its_name(form: Form):
 def test_entries_are_known_by_every_shards_own_words(colours, tmp_path):
     _, _, store = built(colours, tmp_path / "store", COMPACT)
     (table,) = store.folder.glob("*.arrow")
-    assert shards.about(table) == {"version": shards.VERSION, "adapter": "natural", "form": "jpeg-32"}
+    end = table.with_suffix(".pixels").stat().st_size
+    assert shards.about(table) == {"version": shards.VERSION, "adapter": "natural", "form": "jpeg-32", "end": end}
     (tmp_path / "no.arrow").write_bytes(b"no")
     assert shards.about(tmp_path / "no.arrow") == {}
 
