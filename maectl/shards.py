@@ -31,9 +31,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK", "NOTHING", "PLACE", "Writer", "about", "folder_of", "held", "shards", "sweep"]
+__all__ = ["LOCK", "NOTHING", "PLACE", "VERSION", "Writer", "about", "folder_of", "held", "shards", "sweep"]
 
-VERSION = 3
+VERSION = 4
 LOCK = "building.lock"
 NOTHING = "no valid pixel (all nodata, transparent or not finite)"
 SHARD = 1 << 32  # bytes after which a new shard begins; every one is a file that a reader holds open
@@ -78,7 +78,7 @@ def shards(folder: Path) -> Iterator[tuple[npt.NDArray[np.bytes_], npt.NDArray[A
                 places[name] = np.asarray(table.column(name))
             keys = np.frombuffer(table.column("key").combine_chunks().buffers()[1], "S16", len(table))
             end = json.loads(table.schema.metadata[b"maectl"])["end"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
                 raise DataError(f"the store's {path} cannot be opened: {error.strerror}") from error
             continue  # half of it deleted, or lost with the power: its sources are missing
@@ -151,8 +151,8 @@ class Writer:
         self._added(key, offset, -1, len(data), extent)
 
     def _added(self, key: bytes, offset: int, valid_offset: int, jpeg: int, extent: tuple[int, int]) -> None:
+        self._end = self._file.tell()  # first: an interrupt in between must not leave an entry beyond the end
         self._entries.append((key, offset, valid_offset, jpeg, *extent))
-        self._end = self._file.tell()
         if self._end >= SHARD:
             self.finish()
             self._begin()

@@ -39,7 +39,7 @@ except ImportError:  # Windows
 
 __all__ = [
     "NOTHING", "RAW", "Form", "Reader", "Store", "bounded", "build", "building", "building_lock", "default_folder",
-    "in_order", "opened", "raw_bytes",
+    "in_order", "lacking", "opened", "raw_bytes",
 ]  # fmt: skip
 
 RESERVE = 1 << 30  # bytes always left free on the disk
@@ -63,6 +63,14 @@ def opened(index: Index, adapter: Adapter, folder: Path, *, form: Form = RAW, wo
     """What a store has of the sources of an index, and (row, reason) of those whose files cannot be opened."""
     keys, gone = source_keys(index, None, workers)
     return Store(folder_of(folder, adapter, form), index, keys), gone
+
+
+def lacking(index: Index, adapter: Adapter, folder: Path, form: Form = RAW, workers: int = 0) -> Ints:
+    """Rows that have no entry yet, which several processes are to decode. Raises DataError as `build`."""
+    missing = opened(index, adapter, folder, form=form, workers=workers)[0].missing
+    if len(missing):
+        _check_space(form.sizes(index)[missing], form, folder)
+    return missing
 
 
 def build(
@@ -231,7 +239,8 @@ def _shrunk(reader: Reader, row: int, form: Form) -> _Made:
 
 
 def _check_space(sizes: Ints, form: Form, folder: Path) -> None:
-    needed, free = int(sizes.sum()), shutil.disk_usage(folder).free
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    needed, free = int(sizes.sum()), shutil.disk_usage(there).free
     if needed + RESERVE > free:
         raise DataError(
             f"the store ({form}) needs {needed:,} bytes in {folder}, where {free:,} are free: "

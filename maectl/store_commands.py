@@ -14,8 +14,8 @@ import numpy as np
 from maectl import console
 from maectl.errors import DataError
 from maectl.prepare import scan_with_recipe
-from maectl.shards import LOCK, about, held, shards, sweep
-from maectl.store import build, building, building_lock
+from maectl.shards import LOCK, VERSION, about, held, shards, sweep
+from maectl.store import build, building, building_lock, lacking
 from maectl.storing import choose
 from maectl.stream import share
 from maectl.team import placed
@@ -23,7 +23,7 @@ from maectl.team import placed
 __all__ = ["build_store", "clean", "info", "report"]
 
 OURS = re.compile(r"([A-Za-z0-9_.-]+?)(?:-(?:raw|jpeg)(?:-[0-9]+)?)?-[0-9a-f]{12}")  # of version 2: without a form
-SHARD = re.compile(r"shard-.+\.(arrow|pixels|tmp|table)")
+SHARD = re.compile(r"shard-[0-9a-f]{32}\.(arrow|pixels|tmp|table)")
 
 
 def build_store(
@@ -52,6 +52,7 @@ def build_store(
                 console.say(
                     f"{place.size} processes: this one decodes {part.stop - part.start:,} of {len(index):,} images"
                 )
+            lacking(index, kind, out, choice.form, workers)  # all, for the disk must have room for every share
             lock = building_lock(out, kind, choice.form) if place.rank == 0 else nullcontext()
             with lock, console.task("decoding into the store") as advance:
                 store, bad = build(
@@ -141,17 +142,15 @@ def _is_ours(path: Path) -> bool:
 
 
 def _form(path: Path) -> dict[str, Any]:
-    tables = sorted(path.glob("shard-*.arrow"), key=lambda each: each.stat().st_mtime)
+    tables = sorted(path.glob("shard-*.arrow"), key=_time)
     told = about(tables[-1]) if tables else {}
     keys = [keys for keys, _, _ in shards(path)]
     match = OURS.fullmatch(path.name)
-    newest = (
-        datetime.fromtimestamp(tables[-1].stat().st_mtime).isoformat(sep=" ", timespec="minutes") if tables else None
-    )
+    newest = datetime.fromtimestamp(_time(tables[-1])).isoformat(sep=" ", timespec="minutes") if tables else None
     return {
         "folder": path.name,
         "adapter": told.get("adapter") or (match[1] if match else ""),
-        "form": told.get("form"),
+        "form": told.get("form") if told.get("version") == VERSION else None,
         "entries": len(np.unique(np.concatenate(keys))) if keys else 0,
         "bytes": _bytes(path),
         "unfinished_bytes": sum(
@@ -164,6 +163,14 @@ def _form(path: Path) -> dict[str, Any]:
 
 def _bytes(path: Path) -> int:
     return sum(map(_size, path.glob("shard-*")))
+
+
+def _time(path: Path) -> float:
+    """When a file was written; one that is gone meanwhile was long ago."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _size(path: Path) -> int:

@@ -26,7 +26,7 @@ from maectl.planes import along_each, slab, windows_each
 from maectl.reading import Reader, Store
 from maectl.recipe import Recipe
 from maectl.shards import folder_of
-from maectl.store import build, building_lock, default_folder, opened, raw_bytes
+from maectl.store import build, building_lock, default_folder, lacking, opened, raw_bytes
 from maectl.stream import LOOK, generator
 from maectl.team import Team
 from maectl.windows import MARGIN
@@ -58,7 +58,7 @@ class Costs(NamedTuple):
 
     decoding: float  # seconds, from its files
     reading: float  # seconds, its pixels from a map
-    unpacking: float  # seconds, from a JPEG entry; NaN where there are none
+    unpacking: float  # seconds, from a JPEG entry; 0 where there are none
     jpeg_bytes: float  # of such an entry, a value
 
 
@@ -116,7 +116,9 @@ def _weighed(
     if form.jpeg and int(form.sizes(index, costs.jpeg_bytes).sum()) > allowed[form]:
         return Choice(None, why=f"no store: {_short(form, index, allowed[form], costs.jpeg_bytes)}")
     reading = costs.unpacking if form.jpeg else costs.reading
-    times = f"decoding takes {_ms(costs.decoding)} ms an image, reading {_ms(reading)}"
+    times = "none of the images tried could be read"
+    if costs.decoding < inf:
+        times = f"decoding takes {_ms(costs.decoding)} ms an image, reading {_ms(reading)}"
     if costs.decoding < WORTH * reading:
         return Choice(None, why=f"no store: decoding costs as little as reading ({times})")
     why = f"store: {_told(form, index, costs.jpeg_bytes)} in {folder}; {times}"
@@ -136,12 +138,13 @@ def made(
     store, gone = opened(index, adapter, folder, form=form, workers=workers)
     if not team.most(len(store.missing) - len(gone)):
         return store, gone
-    if store.folder.is_dir() and not os.access(store.folder, os.W_OK):
-        console.say(f"{len(store.missing):,} images are not in {folder}, which cannot be written to: they are decoded")
+    if team.lead(lambda: store.folder.is_dir() and not os.access(store.folder, os.W_OK)):
+        count = len(store.missing) - len(gone)
+        console.say(f"{count:,} images are not in {folder}, which cannot be written to: they are decoded as they come")
         return store, gone
     with building_lock(folder, adapter, form) if team.leads else nullcontext():
         # the others begin when the lock is held, on what another run has left to do
-        wanted = team.lead(lambda: opened(index, adapter, folder, form=form, workers=workers)[0].missing)
+        wanted = team.lead(lambda: lacking(index, adapter, folder, form, workers))
         begun, own = time.monotonic(), wanted[team.share(len(wanted))]
         with console.task("decoding into the store") as advance:
             _, bad = build(index, adapter, folder, rows=own, form=form, workers=workers, progress=advance)
@@ -220,6 +223,7 @@ class _Look:
         self.axes = along_each(index, len(self.size), data.axis)
         self.shapes, windows = windows_each(index, self.size, data.crop, data.axis)
         self.sides = self.shapes if windows is None else np.minimum(self.shapes, np.ceil(windows)).astype(np.int64)
+        self.contrast = data.min_contrast
         self.images = data.crop == "image" and self.own.shape[1] == 3
         # crops of the usual area, of images that are decoded smaller where they have many more pixels than the model
         self.least = tuple(ceil(MARGIN * side / sqrt(sum(data.crop_scale) / 2)) for side in self.size)
@@ -249,7 +253,7 @@ class _Look:
 
     def _decoded(self, row: int) -> Pixels:
         index, axis = self.reader.index, int(self.axes[row])
-        if self.images and index.dtype(row) == np.uint8:
+        if self.images and index.dtype(row) == np.uint8 and not self.contrast:
             return self.reader.reduced(row, self.least)
         starts = (self.chance.random(len(self.size)) * (self.shapes[row] - self.sides[row] + 1)).astype(int)
         window = tuple(slice(a, a + s) for a, s in zip(starts.tolist(), self.sides[row].tolist(), strict=True))

@@ -318,9 +318,11 @@ def _tell(training: Training, prepared: Prepared) -> None:
     if training.device.type == "cpu" and training.recipe.model.size not in ("tiny", "small"):
         console.say(f"a {training.recipe.model.size} model is slow on a CPU: --set model.size=tiny is made for it")
     crops = training.recipe.data.crops_per_image
-    if crops > about["epochs"]:
-        share = about["epochs"] / crops
-        console.warn(f"data.crops_per_image={crops}: a pass is {crops} epochs, {share:.0%} of the images are shown")
+    if (passes := about["epochs"] / crops) < 10 and crops > 1 and passes % 1 > 0.01:
+        console.warn(
+            f"data.crops_per_image={crops}: a pass over the images is {crops} epochs, and this run takes "
+            f"{passes:.2f} passes: not all are shown equally often"
+        )
     smaller = about["batch_size"] < train.batch_size
     console.say(
         f"{about['steps']:,} steps of {about['batch_size']} images ({about['epochs']:,.1f} epochs), "

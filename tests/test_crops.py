@@ -49,6 +49,13 @@ def test_each_crop_of_a_piece_is_resized_as_on_the_cpu(sides, size, channels, se
     assert np.abs(found.numpy().astype(int) - np.stack(expected)).max() <= 2
 
 
+def test_a_crop_is_the_same_to_the_bit_whatever_lies_beside_it():
+    random = np.random.default_rng(1)
+    cuts = [Cut(random.integers(0, 256, (3, *random.integers(24, 90, 2))).astype(np.uint8)) for _ in range(40)]
+    together = Crops([packed(cuts, pin=False)], (3, *SIZE)).on(CPU)
+    assert torch.equal(together, torch.cat([Crops([packed([cut], pin=False)], (3, *SIZE)).on(CPU) for cut in cuts]))
+
+
 def test_hardly_a_value_is_more_than_a_grey_level_apart():
     pictures = [np.moveaxis(picture(seed, 40 + 3 * seed, 95 - 2 * seed), -1, 0) for seed in range(20)]
     expected = [resize(Pixels(each), SIZE, np.zeros(3)).values for each in pictures]

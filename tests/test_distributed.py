@@ -12,10 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maectl import device
 from maectl import run as runs
-from maectl.errors import UsageError
+from maectl.errors import TrainingError, UsageError
+from maectl.index import Rejects
 from maectl.launch import wanted
+from maectl.recipe import DataRecipe
+from maectl.registry import load
+from maectl.scan import scan
 from maectl.team import Place, Team, placed
+from maectl.training import Quarantine, refuse_few
 
 SIXTEEN = ["--recipe", "small-images", "--steps", "16", "--batch-size", "9", "--workers", "1"]
 
@@ -113,6 +119,10 @@ def test_interrupted_processes_leave_a_checkpoint_and_a_fault_is_told_once(pictu
     again = subprocess.run([*resumed, "--steps", "3"], capture_output=True, text=True)
     assert again.returncode == 2
     assert again.stderr.splitlines() == ["error: --resume goes on as the run was begun: leave out --steps"]
+    resumed[-1] = "10"  # more than the batch has images: every process finds out
+    again = subprocess.run(resumed, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert again.stderr.count("error:") == 1
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +184,36 @@ def test_devices_are_a_number_or_auto_and_what_the_launcher_started(monkeypatch)
     assert wanted("auto") == wanted("2") == 1
     with pytest.raises(UsageError, match="has started 2"):
         wanted("4")
+
+
+def test_a_batch_has_an_image_for_each_process():
+    with pytest.raises(UsageError, match="too small for 3 processes"):
+        refuse_few(2, Team(Place(0, 3, 0, 3)))
+
+
+def test_a_task_with_processors_of_its_own_uses_them_all(monkeypatch):
+    """Slurm gives each task its share; processes of torchrun share what there is."""
+    slurm = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "4"}
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(device, "placed", lambda: placed(slurm))
+    assert device.loader_threads(0) == 8
+    monkeypatch.setenv("RANK", "0")
+    assert device.loader_threads(0) == 2
+    assert device.loader_threads(5) == 5
+
+
+def test_what_other_processes_could_not_read_counts_and_is_told(pictures, tmp_path, capsys):
+    found = scan([pictures], load("natural"), DataRecipe(), tmp_path / "index.arrow", workers=1)
+    rejects = Rejects()
+    quarantine = Quarantine(found.index, rejects, most=0.1)  # two of 20
+    folder = str(pictures)
+    quarantine(3, "cut short")
+    quarantine.include([(folder, "03.png", "train", "cut short"), (folder, "07.png", "train", "cut short")])
+    assert [paths for _, paths, _, _ in rejects.rows] == ["03.png", "07.png"]
+    assert capsys.readouterr().err.count("cannot be read any more") == 2
+    with pytest.raises(TrainingError, match="3 of 20"):
+        quarantine.include([(folder, "09.png", "train", "cut short")])
 
 
 def test_a_process_alone_is_its_own_team():

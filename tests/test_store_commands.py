@@ -146,8 +146,8 @@ def test_a_folder_of_nothing_but_broken_images_is_an_error(tmp_path):
 def test_clean_removes_what_is_unfinished_and_keeps_what_is_not(photographs, tmp_path):
     built(photographs, tmp_path / "store")
     (form,) = (tmp_path / "store").iterdir()
-    (form / "shard-a.tmp").write_bytes(b"123")
-    (form / "shard-b.pixels").write_bytes(b"4567")
+    (form / "shard-0123456789abcdef0123456789abcdef.tmp").write_bytes(b"123")
+    (form / "shard-fedcba9876543210fedcba9876543210.pixels").write_bytes(b"4567")
     assert info(tmp_path / "store")["forms"][0]["unfinished_bytes"] == 7
     assert clean(tmp_path / "store") == {"store": str(tmp_path / "store"), "files": 2, "bytes": 7}
     assert info(tmp_path / "store")["forms"][0]["entries"] == 24
@@ -183,8 +183,8 @@ def test_clean_and_info_refuse_a_folder_that_holds_no_store_and_touch_nothing_el
 def test_entries_of_an_older_version_are_told_as_such_and_can_be_cleared_away(photographs, tmp_path):
     old = tmp_path / "store" / "natural-0123456789ab"
     old.mkdir(parents=True)
-    (old / "shard-x.arrow").write_bytes(b"ARROW1 of old")
-    (old / "shard-x.pixels").write_bytes(b"pixels")
+    (old / "shard-0123456789abcdef0123456789abcdef.arrow").write_bytes(b"ARROW1 of old")
+    (old / "shard-0123456789abcdef0123456789abcdef.pixels").write_bytes(b"pixels")
     (form,) = info(tmp_path / "store")["forms"]
     assert (form["adapter"], form["form"], form["entries"], form["bytes"]) == ("natural", None, 0, 19)
     assert "another version: not used" in report(info(tmp_path / "store"))
