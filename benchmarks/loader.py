@@ -10,7 +10,7 @@ photographs  500x375 px JPEGs of 43 KB and 6-megapixel ones of 750 KB, made of n
 threads      the same in wall time, by one and two threads
 volumes      slices of 256^3 .nii.gz volumes, direct and from the store; one thread, CPU time
 rasters      224 px windows of an 8192 px 10-band deflated GeoTIFF, direct and from the store; one thread, CPU time
-pretrain     images a second of whole runs of a tiny model from the store, over those of its bare step, in turns
+pretrain     images a second of pretrain's loop with a tiny model, from the store, over those of its bare step, in turns
 
 Prints a JSON document each. Needs torchvision.
 """

@@ -1,4 +1,4 @@
-"""What `pretrain` costs beyond its steps; a part of benchmarks/loader.py."""
+"""What `pretrain`'s loop costs beyond its steps; a part of benchmarks/loader.py."""
 
 import time
 from contextlib import closing
@@ -7,56 +7,63 @@ from typing import Any
 
 import numpy as np
 
+from maectl.progress import Progress
 from maectl.stream import TRAIN
 from maectl.synthetic import photographs
+from maectl.training import Request, Training, begin, measure_first
 
 __all__ = ["pretrain"]
 
-TURNS = 5
-LEAST = 60  # steps a turn: a run waits for its first batch, which is no part of its pace
+BLOCK = 20  # steps
 
 
 def pretrain(work: Path, seconds: float) -> dict[str, Any]:
-    """Images a second of `pretrain` over those of its step on a batch that is there, in turns."""
-    from maectl.pretrain import pretrain as run
+    """Images a second of the loop, loading and recording, over those of its step on a batch that is there.
+
+    One training, in blocks of 20 steps by turns: of two trainings in one process one may be faster by a tenth, by how
+    their memory happens to lie.
+    """
     from maectl.team import Team
-    from maectl.training import Request, begin
 
     folder = str(photographs(work / "images", 256))
-    settings = [
-        "model.size=tiny", "model.image_size=128", "train.batch_size=64", f"data.store={work / 'store'}",
-        "train.checkpoint_minutes=60",
-    ]  # fmt: skip
-    request = Request([folder], work / "bare", "photographs", "natural", settings, steps=1, workers=1, dry_run=True)
-    (work / "bare-work").mkdir()
-    training = begin(request, work / "bare-work", time.monotonic(), Team())
+    settings = ["model.size=tiny", "model.image_size=128", "train.batch_size=64", f"data.store={work / 'store'}"]
+    request = Request([folder], work / "run", "photographs", "natural", settings, steps=100_000, workers=1)
+    (work / "work").mkdir()
+    training = begin(request, work / "work", time.monotonic(), Team())
+    measure_first(training)
+    alone, looped, waits = [], [], []
+    begun, step = time.perf_counter(), 0
     with closing(training.loader):
         batch = training.loader.batch(training.stream.step(0), 0, TRAIN)
-    training.step(batch)
-    begun = time.perf_counter()
-    training.step(batch)
-    each = time.perf_counter() - begun
-    steps = max(LEAST, int(seconds / (2 * TURNS) / each))
-
-    def bare() -> float:
-        begun = time.perf_counter()
-        for _ in range(steps):
+        for _ in range(3):
             training.step(batch)
-        return steps * len(batch.images) / (time.perf_counter() - begun)
-
-    steps_alone, runs = [bare()], []
-    for turn in range(TURNS):
-        request = Request([folder], work / f"run{turn}", "photographs", "natural", settings, steps=steps, workers=1)
-        runs.append(run(request))
-        steps_alone.append(bare())
-    whole = np.array([each["images_per_s"] for each in runs])
-    around = (
-        np.array(steps_alone[1:]) + np.array(steps_alone[:-1])
-    ) / 2  # what the machine could just before and after
+        while time.perf_counter() - begun < seconds or len(looped) < 5:
+            before = time.perf_counter()
+            for _ in range(BLOCK):
+                training.step(batch)
+            alone.append(time.perf_counter() - before)
+            taken, waited = loop(training, step)
+            looped.append(taken)
+            waits.append(waited / taken)
+            step += BLOCK
+    ratios = np.array(alone) / np.array(looped)
     return {
-        "steps": steps,
-        "bare_step_images_a_second": steps_alone,
-        "pretrain_images_a_second": whole.tolist(),
-        "ratio": float(np.median(whole / around)),
-        "data_wait_fraction": float(np.median([each["data_wait_fraction"] for each in runs])),
+        "blocks": len(looped),
+        "bare_step_images_a_second": BLOCK * 64 / float(np.median(alone)),
+        "pretrain_images_a_second": BLOCK * 64 / float(np.median(looped)),
+        "ratio": float(np.median(ratios)),
+        "data_wait_fraction": float(np.median(waits)),
     }
+
+
+def loop(training: Training, start: int) -> tuple[float, float]:
+    """Seconds of a block of steps as `pretrain` takes them, and of these spent waiting; the first batch is there."""
+    batches = training.loader.batches(training.stream, start, start + BLOCK)
+    with closing(Progress(training.request.out, training.about, training.loader, start, training.device)) as progress:
+        batch = next(batches)
+        before, waited = time.perf_counter(), training.loader.waited
+        for step in range(start, start + BLOCK):
+            progress.step(step, 0.0, training.step(batch))
+            batch = next(batches, batch)
+        progress.flush(start + BLOCK)
+        return time.perf_counter() - before, training.loader.waited - waited
