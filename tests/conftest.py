@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch: models this small only lose by more threads
+
 import numpy as np
 import pytest
 from PIL import Image

@@ -119,10 +119,6 @@ def test_interrupted_processes_leave_a_checkpoint_and_a_fault_is_told_once(pictu
     again = subprocess.run([*resumed, "--steps", "3"], capture_output=True, text=True)
     assert again.returncode == 2
     assert again.stderr.splitlines() == ["error: --resume goes on as the run was begun: leave out --steps"]
-    resumed[-1] = "10"  # more than the batch has images: every process finds out
-    again = subprocess.run(resumed, capture_output=True, text=True)
-    assert again.returncode == 2
-    assert again.stderr.count("error:") == 1
 
 
 @pytest.fixture(scope="module")
