@@ -135,11 +135,9 @@ def save(
             (temporary / "trainer.json").write_text(json.dumps(trainer, indent=1), encoding="utf-8")
         for file in temporary.iterdir():
             _flush(file)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RunError(
-            f"the checkpoint {final} cannot be written ({error.strerror}): the one before is whole"
-        ) from error
+        raise RunError(f"the checkpoint {final} cannot be written ({error}): the one before is whole") from error
     if final.exists():  # the same step again, of a run resumed from before it
         shutil.rmtree(final)
     temporary.rename(final)

@@ -180,14 +180,18 @@ class Rejects:
     def add(self, folder: str, paths: Sequence[str], stage: str, reason: str) -> None:
         """Note one source (or would-be source) and why it is not used; once."""
         row = (folder, ";".join(paths), stage, reason)
-        if stage != "train" or row not in self.rows:  # a resumed run meets it again
+        if stage != "train" or not self._known(row):  # a resumed run meets it again
             self.rows.append(row)
 
     def include(self, rows: Sequence[Row]) -> list[Row]:
         """Note what another process of the same run has met while training; what was new of it."""
-        new = [row for row in rows if row[2] == "train" and row not in self.rows]
+        new = [row for row in rows if row[2] == "train" and not self._known(row)]
         self.rows += new
         return new
+
+    def _known(self, row: Row) -> bool:
+        """Whether a source failed before while training, maybe at another place and for another reason."""
+        return any(each[:3] == row[:3] for each in self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)

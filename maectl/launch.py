@@ -51,11 +51,13 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         run_id=str(os.getpid()), max_restarts=0,
     )  # fmt: skip
     try:
-        elastic_launch(config, sys.executable)("-m", "maectl", *arguments)
+        elastic_launch(config, sys.executable)("-P", "-m", "maectl", *arguments)  # not from the working folder
     except SignalException:
         return 130
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        # a process that was killed is why others ended, whichever was seen first
+        killed = {rank: each for rank, each in error.failures.items() if each.exitcode < 0}
+        rank, failure = next(iter(killed.items()), error.get_first_failure())
         if failure.exitcode < 0:
             raise RunError(
                 f"process {rank} of {processes} was killed by signal {-failure.exitcode}"

@@ -23,6 +23,7 @@ from maectl.training import Request, Training, begin, measure_first
 
 __all__ = ["Request", "pretrain"]
 
+AGAIN = 2.0  # seconds after which a second signal is a second wish: launchers pass on what they get themselves
 ON, SAVE, LATE, INTERRUPTED, DONE = range(5)  # what processes agree on before each step: the gravest wish of any
 
 
@@ -150,11 +151,16 @@ def _interruptible() -> Iterator[threading.Event]:
         yield event
         return
 
+    when = 0.0
+
     def asked(signum: int, frame: object) -> None:
-        if event.is_set():
+        nonlocal when
+        if event.is_set() and time.monotonic() - when > AGAIN:
             raise KeyboardInterrupt
-        console.say("stopping after this step (again to stop at once, without a checkpoint)")
-        event.set()
+        if not event.is_set():
+            console.say("stopping after this step (again to stop at once, without a checkpoint)")
+            event.set()
+            when = time.monotonic()
 
     before = [(each, signal.signal(each, asked)) for each in (signal.SIGINT, signal.SIGTERM)]
     try:

@@ -142,7 +142,10 @@ def fitting(step: Stepper) -> int:
     held = 12 * weights  # gradients and AdamW's two moments, float32
     if step.device.type == "cuda":  # two batches of pixels, one of them on its way
         held += 2 * 4 * share * step.model.channels * prod(step.model.image_size)
-    room = ROOM * (device.free_memory(step.device) - held)
+    free = device.free_memory(step.device)
+    if step.device.type == "cpu":  # which a machine's processes share
+        free //= step.team.place.local_size
+    room = ROOM * (free - held)
     most = _agreed(step, min(share, MICRO_BATCH[step.device.type], max(1, int(room / max(each, 1)))))
     while step.device.type == "cuda" and not _runs(step, most):
         if most == 1:

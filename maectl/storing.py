@@ -137,7 +137,7 @@ def made(
     folder, form, team = choice.folder, choice.form, team or Team()
     store, gone = opened(index, adapter, folder, form=form, workers=workers)
     if not team.most(len(store.missing) - len(gone)):
-        return store, gone
+        return store, sorted({row: each for found in team.gathered(gone) for row, each in found}.items())
     if team.lead(lambda: store.folder.is_dir() and not os.access(store.folder, os.W_OK)):
         count = len(store.missing) - len(gone)
         console.say(f"{count:,} images are not in {folder}, which cannot be written to: they are decoded as they come")
