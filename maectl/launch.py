@@ -2,8 +2,10 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -55,9 +57,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     except SignalException:
         return 130
     except ChildFailedError as error:
-        # a process that was killed is why others ended, whichever was seen first
-        killed = {rank: each for rank, each in error.failures.items() if each.exitcode < 0}
-        rank, failure = next(iter(killed.items()), error.get_first_failure())
+        rank, failure = _cause(error.failures)
         if failure.exitcode < 0:
             raise RunError(
                 f"process {rank} of {processes} was killed by signal {-failure.exitcode}"
@@ -65,3 +65,16 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
             ) from None
         return failure.exitcode
     return 0
+
+
+def _cause(failures: dict[int, Any]) -> tuple[int, Any]:
+    """Why all ended, whichever was seen first: a process killed from outside, else one that failed by itself.
+
+    SIGTERM is what the launcher ends the others with.
+    """
+
+    def weight(item: tuple[int, Any]) -> tuple[bool, bool]:
+        code: int = item[1].exitcode
+        return not (code < 0 and code != -signal.SIGTERM), bool(code <= 0)
+
+    return min(failures.items(), key=weight)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from maectl import device
 from maectl import run as runs
 from maectl.errors import TrainingError, UsageError
 from maectl.index import Rejects
-from maectl.launch import wanted
+from maectl.launch import _cause, wanted
 from maectl.recipe import DataRecipe
 from maectl.registry import load
 from maectl.scan import scan
@@ -210,6 +211,14 @@ def test_what_other_processes_could_not_read_counts_and_is_told(pictures, tmp_pa
     assert capsys.readouterr().err.count("cannot be read any more") == 2
     with pytest.raises(TrainingError, match="3 of 20"):
         quarantine.include([(folder, "09.png", "train", "cut short")])
+
+
+@pytest.mark.parametrize(
+    ("codes", "cause"), [((1, -9), 1), ((-9, 1), 0), ((-15, 2), 1), ((2, -15), 0), ((-15, -15), 0), ((1, 1), 0)]
+)
+def test_why_all_ended_is_the_process_that_was_killed_or_failed(codes: tuple[int, ...], cause: int):
+    failures = {rank: SimpleNamespace(exitcode=code) for rank, code in enumerate(codes)}
+    assert _cause(failures)[0] == cause
 
 
 def test_a_process_alone_is_its_own_team():
