@@ -63,7 +63,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
                 f"process {rank} of {processes} was killed by signal {-failure.exitcode}"
                 f"{' (out of memory?)' if failure.exitcode == -9 else ''}: all have ended; --resume goes on"
             ) from None
-        return failure.exitcode
+        return int(failure.exitcode)
     return 0
 
 
@@ -75,6 +75,6 @@ def _cause(failures: dict[int, Any]) -> tuple[int, Any]:
 
     def weight(item: tuple[int, Any]) -> tuple[bool, bool]:
         code: int = item[1].exitcode
-        return not (code < 0 and code != -signal.SIGTERM), bool(code <= 0)
+        return not (code < 0 and code != -signal.SIGTERM), code <= 0
 
     return min(failures.items(), key=weight)
