@@ -13,10 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from maectl.resize import REACH
+
 __all__ = ["Crops", "Cut", "Piece", "packed"]
 
 A = -0.5  # Keys' parameter: exact for second-order polynomials
-REACH = 2  # pixels either side that the filter reaches
 WHOLE = 2.0**15  # a weight of 1
 
 

@@ -12,7 +12,6 @@ from math import ceil, prod
 import numpy as np
 
 from maectl.adapter import Pixels, Window
-from maectl.errors import Unreadable
 from maectl.reading import Reader
 from maectl.windows import MARGIN, Crop, Span, least_sides, shrinkage
 
@@ -42,7 +41,7 @@ class Cutter:
             return _part(whole, window, self.reader.shapes[row, 1:].tolist())
         sides = [side.stop - side.start for side in window]
         if self.crop.shrink and not stored and shrinkage(sides, self.crop.size) > 1:
-            return self._smaller(row, window, tuple(ceil(MARGIN * side) for side in self.crop.size))
+            return self.reader.decode(row, window, tuple(ceil(MARGIN * side) for side in self.crop.size))
         return self.reader.read(row, window, size)
 
     def _whole(self, row: int, stored: bool) -> Pixels | None:
@@ -60,22 +59,10 @@ class Cutter:
             return None
         if factor > 1:
             window = tuple(slice(0, side) for side in extent)
-            pixels = self._smaller(row, window, tuple(-(-side // factor) for side in extent))
+            pixels = self.reader.decode(row, window, tuple(-(-side // factor) for side in extent))
         else:
             pixels = self.reader.read(row)
         self._held = row, pixels
-        return pixels
-
-    def _smaller(self, row: int, window: Window, least: Span) -> Pixels:
-        """A window with fewer pixels, if the adapter can, not fewer than ``least``."""
-        source = self.reader.index[row]
-        try:
-            pixels = self.reader.adapter.read(source, window, least)
-        except OSError as error:  # gone, moved or forbidden since the scan
-            raise Unreadable(f"{type(error).__name__}: {error.strerror or error}") from error
-        if str(pixels.values.dtype) != source.dtype or len(pixels.values) != source.shape[0]:
-            found = f"{len(pixels.values)} channels of {pixels.values.dtype}"
-            raise Unreadable(f"the header told of {source.shape[0]} channels of {source.dtype}, the pixels are {found}")
         return pixels
 
 

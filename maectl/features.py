@@ -204,8 +204,9 @@ def extract(
             values |= {(name, pool): each for pool, each in features(model, config, whole, where).items()}
         own.add(owners, values, whole.images)
     total = own if team.leads else _Sums(0)
-    for each in team.collected(own.some())[1:]:
-        total.include(*each)
+    for each in team.collected(None if team.leads else own.some()):
+        if each is not None:
+            total.include(*each)
     lost = np.unique(members.owners[[member for member, _ in total.unread]]) if total.unread else np.empty(0, int)
     items = np.setdiff1d(np.arange(total.count), lost)
     found: dict[str, dict[str, Floats]] = defaultdict(dict)

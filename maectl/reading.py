@@ -117,7 +117,7 @@ class Reader:
         shape = None if size is None or window is None else huge.fewer(window, size)
         if self.store is not None and row in self.store:
             return self.store.read(row, window, shape)
-        return self._decoded(row, window, shape)
+        return self.decode(row, window, shape)
 
     def reduced(self, row: int, least: tuple[int, ...]) -> Pixels:
         """A whole source from its files, with fewer pixels where its format has a quick way to them, but at least
@@ -125,22 +125,28 @@ class Reader:
         """
         extent = self.native[row, 1:].tolist()
         if any(few > side for few, side in zip(least, extent, strict=True)):
-            return self._decoded(row)
-        pixels = self._decoded(row, tuple(slice(0, side) for side in extent), least)
+            return self.decode(row)
+        pixels = self.decode(row, tuple(slice(0, side) for side in extent), least)
         have = pixels.values.shape[1:]
         if not all(few <= side <= most for few, side, most in zip(least, have, extent, strict=True)):
             raise Unreadable(f"the header told of {extent} pixels, {list(have)} of at least {list(least)} were read")
-        return pixels if pixels.valid is None or pixels.valid.all() else self._decoded(row)
+        return pixels if pixels.valid is None or pixels.valid.all() else self.decode(row)
 
-    def _decoded(self, row: int, window: Window | None = None, shape: tuple[int, ...] | None = None) -> Pixels:
+    def decode(self, row: int, window: Window | None = None, shape: tuple[int, ...] | None = None) -> Pixels:
+        """A window of a source's files, whatever the store has; with ``shape`` the adapter may give fewer pixels, not
+        fewer than that. Raises Unreadable.
+        """
         source = self.index[row]
         try:
             pixels = self.adapter.read(source, window, shape)
         except OSError as error:  # gone, moved or forbidden since the scan
             raise Unreadable(f"{type(error).__name__}: {error.strerror or error}") from error
-        shape, dtype = pixels.values.shape, str(pixels.values.dtype)
-        if dtype != source.dtype or (window is None and shape != source.shape):
-            raise Unreadable(f"the header told of {source.dtype} {source.shape}, the pixels are {dtype} {shape}")
+        found, dtype = pixels.values.shape, str(pixels.values.dtype)
+        if window is None and (found, dtype) != (source.shape, source.dtype):
+            raise Unreadable(f"the header told of {source.dtype} {source.shape}, the pixels are {dtype} {found}")
+        if (found[0], dtype) != (source.shape[0], source.dtype):
+            told = f"{source.shape[0]} channels of {source.dtype}"
+            raise Unreadable(f"the header told of {told}, the pixels are {found[0]} channels of {dtype}")
         return pixels
 
     def huge(self, row: int) -> bool:

@@ -27,7 +27,7 @@ __all__ = ["Log", "clear", "create", "lines", "locked", "provenance", "read", "r
 
 
 def refuse(run: Path, *, overwrite: bool) -> None:
-    """Raises UsageError for a folder in use, naming ``--resume`` and ``--overwrite``."""
+    """Raises UsageError for a folder in use, naming ``--resume`` and ``--overwrite``; RunError for a run under way."""
     if not run.exists() or (run.is_dir() and not any(run.iterdir())):
         return
     ours = (run / "run.json").is_file()
@@ -35,17 +35,23 @@ def refuse(run: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{run} is not empty and holds no run of maectl: choose another --out")
     if not overwrite:
         raise UsageError(f"{run} holds a run: --resume goes on with it, --overwrite replaces it")
+    with locked(run):  # RunError where another process is training it
+        pass
 
 
 def clear(run: Path) -> None:
-    """Delete the run that was there; `refuse` has seen to it that it is one of ours."""
+    """Delete the run that was there; `refuse` has seen to it that it is one of ours.
+
+    Raises RunError where another process is training it: it may have begun since.
+    """
     if not (run / "run.json").is_file():
         return
-    for entry in sorted(run.iterdir(), key=lambda entry: entry.name == "run.json"):  # last: else no longer ours
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+    with locked(run):
+        for entry in sorted(run.iterdir(), key=lambda entry: entry.name == "run.json"):  # last: else no longer ours
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
 
 
 def create(run: Path, about: dict[str, Any]) -> None:

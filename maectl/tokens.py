@@ -71,8 +71,11 @@ def features(
                 batch, waiting = waiting[:BATCH], waiting[BATCH:]
                 _encoded(batch, config, models, where, windows, places, values, hashes)
             advance(done, len(jobs))
-    own = np.flatnonzero(np.isin(windows, [number for job in jobs for number in job]))
-    for at, others, theirs in team.collected((own, {name: each[own] for name, each in values.items()}, hashes[own])):
+    own = None
+    if not team.leads:
+        rows = np.flatnonzero(np.isin(windows, [number for job in jobs for number in job]))
+        own = rows, {name: each[rows] for name, each in values.items()}, hashes[rows]
+    for at, others, theirs in filter(None, team.collected(own)):
         for name, each in others.items():
             values.setdefault(name, np.empty((len(windows), each.shape[1]), np.float32))[at] = each
         hashes[at] = theirs

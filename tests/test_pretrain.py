@@ -168,6 +168,16 @@ def test_a_second_run_into_the_same_folder_is_refused_and_overwrite_replaces_it(
     assert runs.read(tmp_path / "run")["seconds"] != before
 
 
+def test_overwrite_leaves_a_run_alone_that_another_process_is_training(photographs, tmp_path, small):
+    pretrain(request(photographs, tmp_path / "run", small))
+    before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
+    with runs.locked(tmp_path / "run"), pytest.raises(RunError, match="another process"):
+        pretrain(request(photographs, tmp_path / "run", small, overwrite=True))
+    with runs.locked(tmp_path / "run"), pytest.raises(RunError, match="another process"):
+        runs.clear(tmp_path / "run")  # one that has begun since it was looked at
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
+
+
 def test_overwrite_never_deletes_what_is_not_a_run(photographs, tmp_path, small):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("precious")
