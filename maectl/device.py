@@ -11,7 +11,7 @@ from maectl.errors import UsageError
 from maectl.team import placed
 
 __all__ = [
-    "autocast", "compiles", "fast_bf16", "free_memory", "loader_threads", "peak_memory", "pick", "precision",
+    "autocast", "compiles", "cores", "fast_bf16", "free_memory", "loader_threads", "peak_memory", "pick", "precision",
     "synchronise",
 ]  # fmt: skip
 
@@ -61,10 +61,14 @@ def compiles(asked: str, device: torch.device) -> bool:
 
 def loader_threads(asked: int) -> int:
     """Threads that prepare batches: as asked, or this process's share of the machine's cores, at most 16."""
-    every = os.cpu_count() or 1
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
-    shared = "RANK" in os.environ or own == every  # a Slurm task may have been given processors of its own
+    own = cores()
+    shared = "RANK" in os.environ or own == os.cpu_count()  # a Slurm task may have been given processors of its own
     return asked or max(1, min(16, own // (placed().local_size if shared else 1)))
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory(device: torch.device) -> int:

@@ -37,7 +37,7 @@ def doctor() -> dict[str, Any]:
         "device": where.type,
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "precision": device.precision("auto", where),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": device.cores(),
         "memory_bytes": memory,
         "free_disk_bytes": free,
         "adapters": sorted(found),

@@ -35,6 +35,7 @@ FITTED = 64  # blocks that axes and ranges are taken from, fewer where these hol
 NUMBERS = 1 << 26
 DTYPES = ("float32", "float16", "int8")
 Floats = npt.NDArray[np.float32]
+Ends = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
 def embed(
@@ -145,12 +146,7 @@ def _mapped(job: _Job, sources: list[tuple[str, Source]], rejects: list[dict[str
             images.append(_Image(job, name, source))
         except Unreadable as error:
             _lost(rejects, name, error)
-    seen = job.team.lead(lambda: _fitted(job, images, rejects))
-    look = Projection.fit(seen, max(3, job.pca or 0))
-    kept = None if job.pca is None else Projection(look.mean, look.axes[: job.pca], look.shares[: job.pca])
-    coloured = look.of(seen.T)[:3]
-    dark, bright = (np.resize(side, 3) for side in np.percentile(coloured, (2, 98), axis=1))
-    scales = byte_scales(seen if kept is None else kept.of(seen.T).T) if job.dtype == "int8" else None
+    look, kept, (dark, bright), scales = job.team.lead(lambda: _axes(job, images, rejects))
     make(job.out)
     stems = named(job.adapter, [each.source for each in images])
     share = job.team.share(len(images))
@@ -176,6 +172,18 @@ def _mapped(job: _Job, sources: list[tuple[str, Source]], rejects: list[dict[str
     if kept is not None and job.team.leads:
         _written(job.out / "pca.safetensors", save({"mean": kept.mean, "axes": kept.axes}))
     return about
+
+
+def _axes(
+    job: _Job, images: list[_Image], rejects: list[dict[str, str]]
+) -> tuple[Projection, Projection | None, Ends, tuple[tuple[float, float], ...] | None]:
+    """Principal axes to show and to keep, the darkest and brightest of the shown, and what bytes stand for."""
+    seen = _fitted(job, images, rejects)
+    look = Projection.fit(seen, max(3, job.pca or 0))
+    kept = None if job.pca is None else Projection(look.mean, look.axes[: job.pca], look.shares[: job.pca])
+    dark, bright = (np.resize(side, 3) for side in np.percentile(look.of(seen.T)[:3], (2, 98), axis=1))
+    scales = byte_scales(seen if kept is None else kept.of(seen.T).T) if job.dtype == "int8" else None
+    return look, kept, (dark, bright), scales
 
 
 def _fitted(job: _Job, images: list[_Image], rejects: list[dict[str, str]]) -> Floats:
@@ -209,7 +217,7 @@ def _one(
     look: Projection,
     kept: Projection | None,
     scales: tuple[tuple[float, float], ...] | None,
-    ends: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+    ends: Ends,
 ) -> dict[str, Any]:
     """One map and its quick look written. Raises Unreadable."""
     job, lattice = image.job, image.lattice

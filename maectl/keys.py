@@ -12,17 +12,15 @@ from maectl.adapter import Source
 from maectl.index import Index
 from maectl.threads import in_order
 
-__all__ = ["source_keys"]
+__all__ = ["Keys", "source_keys"]
 
 ENDS = 4096  # bytes hashed at each end of a file
+Keys = tuple[npt.NDArray[np.void], list[tuple[int, str]]]
+"""The 16-byte keys [N] of the rows of an index, and (row, reason) of those whose files cannot be opened."""
 
 
-def source_keys(
-    index: Index, rows: npt.NDArray[np.int64] | None = None, workers: int = 0
-) -> tuple[npt.NDArray[np.void], list[tuple[int, str]]]:
-    """[N] 16-byte keys of some rows (None: all), zero of the others and of those whose files cannot be opened any
-    more, and (row, reason) of these.
-    """
+def source_keys(index: Index, rows: npt.NDArray[np.int64] | None = None, workers: int = 0) -> Keys:
+    """Of some rows (None: all); keys of the others, and of those whose files cannot be opened any more, are zero."""
     rows = np.arange(len(index)) if rows is None else rows
     keys = np.zeros(len(index), "V16")
     gone: list[tuple[int, str]] = []

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from maectl import device
 from maectl.errors import RunError, UsageError
 from maectl.team import placed
 
@@ -46,7 +47,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     for name in list(logging.Logger.manager.loggerDict):  # each has a level of its own
         if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # else its report follows every message of ours
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, device.cores() // processes)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE))
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0",

@@ -19,7 +19,7 @@ from maectl.planes import along_each, extents, too_small
 from maectl.recipe import Recipe
 from maectl.scan import Scan, scan
 from maectl.stats import Normalizer, Statistics, gather, sample_rows
-from maectl.store import NOTHING, Reader, Store, bounded, in_order, opened
+from maectl.store import NOTHING, Reader, Store, bounded, in_order
 from maectl.storing import choose, made, settled
 from maectl.stream import VERIFY, generator
 from maectl.team import Team
@@ -242,10 +242,9 @@ def _decodable(
         bad = _verify(index, adapter, chosen, views, workers, team)
     if not bad:
         return index, store, chosen
+    kept = np.setdiff1d(np.arange(len(index)), [row for row, _ in bad])
     index = team.lead(lambda: _without(index, bad, rejects, chosen.data.max_bad, work / "decodable.arrow"))
-    if choice.folder is not None:  # everything left has its entry: this only looks the rows up again
-        store, _ = opened(index, adapter, choice.folder, form=choice.form, workers=workers)
-    return index, store, chosen
+    return index, None if store is None else store.only(kept, index), chosen
 
 
 def _verify(

@@ -10,9 +10,11 @@ from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from maectl import checkpoint, console, device, panels, run
 from maectl.dataset import on_device
-from maectl.errors import RunError
+from maectl.errors import RunError, TrainingError
 from maectl.heldout import verdict
 from maectl.index import write_quarantine
 from maectl.optim import learning_rate
@@ -34,8 +36,11 @@ def pretrain(request: Request, team: Team | None = None) -> dict[str, Any]:
     ``team`` share every batch; its leader scans, measures and writes, and only there the result is not empty.
     """
     begun, team = time.monotonic(), team or Team()
-    with _workplace(request, team) as work:
-        training = resume(request, team) if request.resume else begin(request, work, begun, team)
+    if request.resume:
+        training = resume(request, team)
+    else:
+        with _workplace(request, team) as work:
+            training = begin(request, work, begun, team)
     try:
         if request.dry_run:
             return _rehearse(training)
@@ -43,6 +48,12 @@ def pretrain(request: Request, team: Team | None = None) -> dict[str, Any]:
             if not request.resume:
                 measure_first(training)
             return _train(training, begun)
+    except torch.OutOfMemoryError as error:
+        at_once = training.step.micro_batch
+        raise TrainingError(
+            f"the device's memory is full with {at_once} images at once: begin anew with "
+            f"--set train.micro_batch={max(1, at_once // 2)}, or --set train.checkpointing=true"
+        ) from error
     finally:
         training.loader.close()
 

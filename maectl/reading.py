@@ -1,5 +1,6 @@
 """Windows of sources by row: from a store where it has them, else decoded from their files."""
 
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import prod
@@ -41,6 +42,13 @@ class Store:
     def missing(self) -> npt.NDArray[np.int64]:
         """Rows that have no entry."""
         return np.flatnonzero(self._places["shard"] < 0)
+
+    def only(self, rows: npt.NDArray[np.int64], index: Index) -> "Store":
+        """The entries of some rows, for the ``index`` of these alone."""
+        other = copy(self)
+        other._index, other._places = index, self._places[rows]
+        other.__dict__.pop("shapes", None)
+        return other
 
     @cached_property
     def shapes(self) -> npt.NDArray[np.int32]:

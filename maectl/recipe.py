@@ -199,7 +199,7 @@ class TrainRecipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"  # torch.compile; auto: on CUDA
-    checkpointing: bool = False  # recompute activations in backward: a third slower, several times less memory
+    checkpointing: bool = False  # compute activations again in backward: slower, a fraction of the memory
     keep: Annotated[int, Field(ge=1)] = 2  # whole checkpoints; weights alone are kept at each tenth
     checkpoint_minutes: Above0 = 10
 

@@ -26,7 +26,7 @@ from maectl.adapter import Adapter, Pixels
 from maectl.errors import DataError, Unreadable
 from maectl.forms import RAW, Form
 from maectl.index import Index
-from maectl.keys import source_keys
+from maectl.keys import Keys, source_keys
 from maectl.reading import Reader, Store
 from maectl.shards import LOCK, NOTHING, Writer, folder_of, sweep
 from maectl.threads import bounded, in_order
@@ -59,15 +59,20 @@ def raw_bytes(index: Index, rows: Ints | None = None) -> int:
     return int((sizes if rows is None else sizes[rows]).sum())
 
 
-def opened(index: Index, adapter: Adapter, folder: Path, *, form: Form = RAW, workers: int = 0) -> tuple[Store, Bad]:
-    """What a store has of the sources of an index, and (row, reason) of those whose files cannot be opened."""
-    keys, gone = source_keys(index, None, workers)
-    return Store(folder_of(folder, adapter, form), index, keys), gone
+def opened(
+    index: Index, adapter: Adapter, folder: Path, *, form: Form = RAW, workers: int = 0, keys: Keys | None = None
+) -> tuple[Store, Bad]:
+    """What a store has of the sources of an index, and (row, reason) of those whose files cannot be opened.
+
+    ``keys`` are those of all rows where they are known: to hash them opens every file.
+    """
+    own, gone = keys or source_keys(index, None, workers)
+    return Store(folder_of(folder, adapter, form), index, own), gone
 
 
-def lacking(index: Index, adapter: Adapter, folder: Path, form: Form = RAW, workers: int = 0) -> Ints:
+def lacking(index: Index, adapter: Adapter, folder: Path, form: Form, keys: Keys) -> Ints:
     """Rows that have no entry yet, which several processes are to decode. Raises DataError as `build`."""
-    missing = opened(index, adapter, folder, form=form, workers=workers)[0].missing
+    missing = opened(index, adapter, folder, form=form, keys=keys)[0].missing
     if len(missing):
         _check_space(form.sizes(index)[missing], form, folder)
     return missing
@@ -82,19 +87,22 @@ def build(
     form: Form = RAW,
     workers: int = 0,
     progress: Progress = lambda done, total: None,
+    keys: Keys | None = None,
 ) -> tuple[Store, Bad]:
     """Decode every source that has no entry yet; the store, and (row, reason) of those that cannot be decoded.
 
-    Of ``rows`` alone, where they are given (the share of one process): the store returned then knows these only,
-    and `opened` knows all. Raises DataError naming the bytes needed where the disk is too small, and where it cannot
-    be written to.
+    Of ``rows`` alone, where they are given (the share of one process): without the ``keys`` of all the store returned
+    then knows these only, and `opened` knows all. Raises DataError naming the bytes needed where the disk is too
+    small, and where it cannot be written to.
     """
     place = folder_of(folder, adapter, form)
-    keys, unreadable = source_keys(index, rows, workers)
+    own, gone = keys or source_keys(index, rows, workers)
+    chosen = None if rows is None else set(rows.tolist())
+    unreadable = [(row, reason) for row, reason in gone if chosen is None or row in chosen]
     with _writable(place):
         place.mkdir(parents=True, exist_ok=True)
         sweep(place)
-        store = Store(place, index, keys)
+        store = Store(place, index, own)
         asked = store.missing if rows is None else np.intersect1d(store.missing, rows)
         wanted = np.setdiff1d(asked, [row for row, _ in unreadable])
         if len(wanted) == 0:
@@ -102,13 +110,13 @@ def build(
         _check_space(form.sizes(index)[wanted], form, folder)
         writer = Writer(place, adapter, form)
         try:
-            for done, (row, reason) in enumerate(_written(index, adapter, form, wanted, keys, writer, workers), 1):
+            for done, (row, reason) in enumerate(_written(index, adapter, form, wanted, own, writer, workers), 1):
                 if reason is not None:
                     unreadable.append((row, reason))
                 progress(done, len(wanted))
         finally:  # whatever happens, what is written is kept
             writer.finish()
-    return Store(place, index, keys), sorted(unreadable)
+    return Store(place, index, own), sorted(unreadable)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 
 from maectl import console
 from maectl.errors import DataError
+from maectl.keys import source_keys
 from maectl.prepare import scan_with_recipe
 from maectl.shards import LOCK, VERSION, about, held, shards, sweep
 from maectl.store import build, building, building_lock, lacking
@@ -52,12 +53,13 @@ def build_store(
                 console.say(
                     f"{place.size} processes: this one decodes {part.stop - part.start:,} of {len(index):,} images"
                 )
-            lacking(index, kind, out, choice.form, workers)  # all, for the disk must have room for every share
+            keys = source_keys(index, None, workers)
+            lacking(index, kind, out, choice.form, keys)  # of all: the disk must have room for every share
             lock = building_lock(out, kind, choice.form) if place.rank == 0 else nullcontext()
             with lock, console.task("decoding into the store") as advance:
                 store, bad = build(
                     index, kind, out, rows=np.arange(len(index))[part], form=choice.form, workers=workers,
-                    progress=advance,
+                    progress=advance, keys=keys,
                 )  # fmt: skip
             if bad and len(bad) == part.stop - part.start:
                 raise DataError(

@@ -22,6 +22,7 @@ from maectl.adapter import Adapter, Pixels
 from maectl.errors import Unreadable
 from maectl.forms import RAW, Form
 from maectl.index import Index
+from maectl.keys import Keys, source_keys
 from maectl.planes import along_each, slab, windows_each
 from maectl.reading import Reader, Store
 from maectl.recipe import Recipe
@@ -135,24 +136,33 @@ def made(
     """
     assert choice.folder is not None
     folder, form, team = choice.folder, choice.form, team or Team()
-    store, gone = opened(index, adapter, folder, form=form, workers=workers)
+    keys = _shared_keys(index, team, workers)
+    store, gone = opened(index, adapter, folder, form=form, keys=keys)
     if not team.most(len(store.missing) - len(gone)):
-        return store, sorted({row: each for found in team.gathered(gone) for row, each in found}.items())
+        return store, gone
     if team.lead(lambda: store.folder.is_dir() and not os.access(store.folder, os.W_OK)):
         count = len(store.missing) - len(gone)
         console.say(f"{count:,} images are not in {folder}, which cannot be written to: they are decoded as they come")
         return store, gone
     with building_lock(folder, adapter, form) if team.leads else nullcontext():
         # the others begin when the lock is held, on what another run has left to do
-        wanted = team.lead(lambda: lacking(index, adapter, folder, form, workers))
+        wanted = team.lead(lambda: lacking(index, adapter, folder, form, keys))
         begun, own = time.monotonic(), wanted[team.share(len(wanted))]
         with console.task("decoding into the store") as advance:
-            _, bad = build(index, adapter, folder, rows=own, form=form, workers=workers, progress=advance)
+            _, bad = build(index, adapter, folder, rows=own, form=form, workers=workers, progress=advance, keys=keys)
         bad = sorted(each for found in team.gathered(bad) for each in found)
     if (seconds := time.monotonic() - begun) > console.EVERY:
         speed = f"{len(wanted) / seconds:,.0f} a second"
         console.say(f"{len(wanted):,} images decoded in {console.clock(seconds)} ({speed})")
-    return opened(index, adapter, folder, form=form, workers=workers)[0], bad
+    return opened(index, adapter, folder, form=form, keys=keys)[0], bad
+
+
+def _shared_keys(index: Index, team: Team, workers: int) -> Keys:
+    """The keys of all rows, the same for all processes: each opens its share of the files."""
+    own = np.arange(len(index))[team.share(len(index))]
+    keys, gone = source_keys(index, own, workers)
+    parts = team.gathered((keys[own], gone))
+    return np.concatenate([each for each, _ in parts]), [pair for _, lost in parts for pair in lost]
 
 
 # ---- what is weighed -------------------------------------------------------------------------------------------

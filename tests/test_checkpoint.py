@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from maectl import checkpoint
@@ -160,6 +161,24 @@ def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch
     with pytest.raises(RunError, match=rf"needs {needed:,} bytes .* {needed - 1:,} are free: make room and --resume"):
         save(tmp_path, 1, model, config(), optimizer, {"step": 1})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: quota")])
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_nothing_half_made(tmp_path, monkeypatch, error):
+    model, optimizer = trained()
+    before = save(tmp_path, 1, model, config(), optimizer, {"step": 1})
+    written = []
+
+    def full(*arguments):
+        written.append(arguments)
+        if len(written) > 1:
+            raise error
+        arguments[1].write_bytes(b"half")
+
+    monkeypatch.setattr(checkpoint, "_write", full)
+    with pytest.raises(RunError, match="the one before is whole"):
+        save(tmp_path, 2, model, config(), optimizer, {"step": 2})
+    assert list((tmp_path / "checkpoints").iterdir()) == [before]
 
 
 @pytest.fixture(scope="module")

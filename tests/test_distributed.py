@@ -207,6 +207,7 @@ def test_what_other_processes_could_not_read_counts_and_is_told(pictures, tmp_pa
     folder = str(pictures)
     quarantine(3, "cut short")
     quarantine.include([(folder, "03.png", "train", "cut short"), (folder, "07.png", "train", "cut short")])
+    quarantine(3, "another window of it, another reason")
     assert [paths for _, paths, _, _ in rejects.rows] == ["03.png", "07.png"]
     assert capsys.readouterr().err.count("cannot be read any more") == 2
     with pytest.raises(TrainingError, match="3 of 20"):

@@ -99,6 +99,15 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(photographs, tmp_path, 
     assert (resumed["loss_first"], resumed["loss_last"]) == (unbroken["loss_first"], unbroken["loss_last"])
 
 
+def test_a_device_that_is_full_says_what_to_do(photographs, tmp_path, small, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Stepper, "__call__", full)
+    with pytest.raises(TrainingError, match=r"full with 8 images at once: .*train.micro_batch=4"):
+        pretrain(request(photographs, tmp_path / "run", small))
+
+
 def interrupt_after(steps: int, monkeypatch) -> None:
     """Raise Ctrl-C's signal while the given step is being computed."""
     done, step = [], Stepper.__call__

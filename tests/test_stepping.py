@@ -83,6 +83,19 @@ def test_the_micro_batch_is_what_fits_in_memory_in_equal_parts(monkeypatch):
         assert fitting(step) == expected, (share, room)
 
 
+def test_processes_on_one_machine_share_its_memory(monkeypatch):
+    sizes = []
+    for place in (Place(), Place(0, 4, 0, 4)):
+        step = stepper(model(), team=Team(place))
+        step.batch_size = 256
+        each = (saved_bytes(step, 4) - saved_bytes(step, 2)) / 2
+        weights = 12 * sum(p.numel() for p in step.model.parameters())
+        monkeypatch.setattr(stepping.device, "free_memory", lambda where, b=4 * weights + 40 * each / stepping.ROOM: b)
+        sizes.append(fitting(step))
+    assert 32 < sizes[0] <= 64  # as many as a CPU takes at once
+    assert sizes[1] <= 10
+
+
 def test_processes_agree_on_the_least_micro_batch(monkeypatch):
     class Two(Team):
         def most(self, own: int) -> int:

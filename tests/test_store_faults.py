@@ -12,9 +12,10 @@ import pytest
 from conftest import picture
 from PIL import Image
 
-from maectl import recipe, shards, store_commands, storing
+from maectl import keys, recipe, shards, store_commands, storing
 from maectl.errors import DataError
 from maectl.forms import RAW, Form
+from maectl.keys import source_keys
 from maectl.prepare import resolved
 from maectl.recipe import DataRecipe
 from maectl.registry import load
@@ -103,7 +104,7 @@ def test_several_processes_are_refused_what_one_would_be(four, tmp_path, monkeyp
 
     monkeypatch.setattr(store, "RESERVE", 1 << 60)
     with pytest.raises(DataError, match="bytes"):
-        lacking(index, adapter, tmp_path / "store")
+        lacking(index, adapter, tmp_path / "store", RAW, source_keys(index))
 
 
 def test_an_automatic_store_that_cannot_be_written_is_done_without(four, tmp_path, monkeypatch):
@@ -151,3 +152,22 @@ from maectl.dataset import _pool
 _pool(4)
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True).returncode == 1
+
+
+def test_making_a_store_opens_each_file_for_its_key_once(four, tmp_path, monkeypatch):
+    index, adapter = four
+    hashed = []
+    own = keys._ends
+    monkeypatch.setattr(keys, "_ends", lambda path: hashed.append(path) or own(path))
+    storing.made(index, adapter, storing.Choice(tmp_path / "store"), workers=1)
+    assert len(hashed) == len(set(hashed)) == 4
+
+
+def test_entries_of_some_rows_are_those_of_an_index_of_these(four, tmp_path):
+    index, adapter = four
+    store, _ = build(index, adapter, tmp_path / "store", form=Form(16))
+    rows = np.array([3, 1])
+    few = store.only(rows, index.take(rows, tmp_path / "few.arrow"))
+    assert few.shapes.tolist() == store.shapes[rows].tolist()
+    np.testing.assert_array_equal(few.read(0).values, store.read(3).values)
+    assert len(store.missing) == len(few.missing) == 0
